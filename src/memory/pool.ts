@@ -59,8 +59,8 @@ const align = (n: number) => (n + 63) & ~63
 /** Words of a flow key; the last two are padding, so that a key never straddles more lines than it must. */
 export const KEY_WORDS = 12
 
-// Bytes of metadata a frame: one double, ten words and the key, three halves, five bytes; arrays, widest first.
-const META = 8 + (10 + KEY_WORDS) * 4 + 3 * 2 + 5
+// Bytes of metadata a frame: one double, twelve words and the key, three halves, five bytes; arrays, widest first.
+const META = 8 + (12 + KEY_WORDS) * 4 + 3 * 2 + 5
 
 /** Allocates the shared memory of a pool. Throws RangeError when the sizes make no sense. */
 export function createPool(options: PoolOptions): PoolHandle {
@@ -104,6 +104,9 @@ export class Pool {
   readonly flow: Int32Array
   /** A number that whoever feeds the pipeline may use to recognise the packet when it comes back. */
   readonly sequence: Int32Array
+  /** Whole seconds of a capture file's timestamp, unsigned as in the file, and the nanoseconds that go with them: exact, where `time` is rounded. */
+  readonly seconds: Uint32Array
+  readonly nanoseconds: Int32Array
   /** The flow key (flow/key.ts), KEY_WORDS words a frame. */
   readonly key: Int32Array
   /** Offset of the checksum field from `checksumStart`. */
@@ -152,6 +155,8 @@ export class Pool {
     this.hash = new Int32Array(memory, take(4), frames)
     this.flow = new Int32Array(memory, take(4), frames)
     this.sequence = new Int32Array(memory, take(4), frames)
+    this.seconds = new Uint32Array(memory, take(4), frames)
+    this.nanoseconds = new Int32Array(memory, take(4), frames)
     this.key = new Int32Array(memory, take(4 * KEY_WORDS), frames * KEY_WORDS)
     this.checksumOffset = new Uint16Array(memory, take(2), frames)
     this.gsoSize = new Uint16Array(memory, take(2), frames)
@@ -211,6 +216,8 @@ export class Pool {
     this.hash[to] = this.hash[from]
     this.flow[to] = this.flow[from]
     this.sequence[to] = this.sequence[from]
+    this.seconds[to] = this.seconds[from]
+    this.nanoseconds[to] = this.nanoseconds[from]
     this.attachment[to] = this.attachment[from]
     this.protocol[to] = this.protocol[from]
     this.direction[to] = this.direction[from]
