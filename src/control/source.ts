@@ -1,0 +1,158 @@
+// What a long-running face tells about itself on the control socket: plain data, read when somebody asks.
+
+import type { StageCounters } from '../memory/counters.ts'
+
+/** The long-running faces; the name of one is also the name of its socket. */
+export const FACES = ['lab', 'gateway', 'node', 'replay'] as const
+export type Face = (typeof FACES)[number]
+
+/** Who answers. The server adds process id, uptime and version. */
+export interface FaceInfo {
+  face: Face
+  /** The tunnel's profile: `geneve`, `vxlan`. */
+  profile: string
+}
+
+/** One worker's counters, as `readCounters` gives them: live views or a copy. */
+export interface WorkerCounters {
+  worker: string
+  stages: StageCounters[]
+}
+
+/** What was decided for a flow. */
+export type FlowVerdict = 'pass' | 'steer' | 'drop' | 'reset'
+
+/** One flow; source and destination are those of its first packet, toward and return are relative to the endpoint. */
+export interface FlowRow {
+  worker: string
+  /** Id of the attachment, or of the tunnel's peer at a gateway; empty when unknown. */
+  attachment: string
+  /** IP protocol number. */
+  protocol: number
+  source: string
+  sourcePort: number
+  destination: string
+  destinationPort: number
+  verdict: FlowVerdict
+  towardPackets: number
+  towardBytes: number
+  returnPackets: number
+  returnBytes: number
+  /** Since the first packet. */
+  ageMs: number
+  /** Since the last packet, either way. */
+  idleMs: number
+  /** The flow cookie as it goes on the wire; 0 when there is none. */
+  cookie: number
+}
+
+export const FLOW_ORDERS = ['bytes', 'packets', 'age', 'idle'] as const
+export type FlowOrder = (typeof FLOW_ORDERS)[number]
+
+/** Which flows are wanted: every field that is set must match. */
+export interface FlowQuery {
+  /** At most so many rows; the server has clamped it to FLOW_LIMIT. */
+  limit: number
+  /** Largest first; `idle` is least idle first. */
+  order: FlowOrder
+  /** Either side's address, exactly. */
+  address?: string
+  /** Either side's port. */
+  port?: number
+  protocol?: number
+  attachment?: string
+  verdict?: FlowVerdict
+}
+
+/** The rows asked for, and how many matched and how many there are in all. */
+export interface FlowPage {
+  rows: FlowRow[]
+  matched: number
+  total: number
+  /** How many the table holds at most, over all workers. */
+  capacity: number
+}
+
+/** One pod interface. */
+export interface AttachmentRow {
+  id: string
+  /** Name or path of the network namespace. */
+  namespace: string
+  interface: string
+  mac: string
+  addresses: string[]
+  mtu: number
+  failMode: 'open' | 'closed'
+  /** Age of the heartbeat that the interception program compares with its limit; undefined where there is none. */
+  heartbeatAgeMs?: number
+  heartbeatLimitMs: number
+  /** `tcx`, `clsact`. */
+  attachRung: string
+  /** `tunnel-gso`, `uso`, `udp-socket`, `plain`. */
+  offloadRung: string
+  /** Packets that the kernel passed untouched, or dropped, because the heartbeat was too old. */
+  failPassed: number
+  failDropped: number
+}
+
+/** One way to the endpoint. */
+export interface UnderlayRow {
+  /** The device: `tap:dtr0`, `udp:10.0.0.1:6081`. */
+  device: string
+  profile: string
+  local: string
+  remote: string
+  port: number
+  vni: number
+  mtu: number
+  /** The offload rung that was chosen. */
+  rung: string
+  /** Names of the CAPABILITY bits. */
+  capabilities: string[]
+}
+
+/** What the control server reads from; functions return at once or soon, and do not throw for an empty table. */
+export interface Source {
+  info(): FaceInfo
+  counters(): WorkerCounters[]
+  flows(query: FlowQuery): FlowPage | Promise<FlowPage>
+  attachments(): AttachmentRow[] | Promise<AttachmentRow[]>
+  underlay(): UnderlayRow[] | Promise<UnderlayRow[]>
+}
+
+/** More rows than this are never sent. */
+export const FLOW_LIMIT = 5000
+
+/** Filters and orders flows for a source that can list them, holding no more than the rows asked for. */
+export function selectFlows(flows: Iterable<FlowRow>, query: FlowQuery, capacity: number): FlowPage {
+  const rank = ranks[query.order]
+  const before = (a: FlowRow, b: FlowRow) => rank(b) - rank(a)
+  let rows: FlowRow[] = []
+  let matched = 0
+  let total = 0
+  for (const flow of flows) {
+    total++
+    if (!matches(flow, query)) continue
+    matched++
+    rows.push(flow)
+    if (rows.length >= 2 * query.limit + 64) rows = rows.sort(before).slice(0, query.limit)
+  }
+  return { rows: rows.sort(before).slice(0, query.limit), matched, total, capacity }
+}
+
+const ranks: Record<FlowOrder, (flow: FlowRow) => number> = {
+  bytes: flow => flow.towardBytes + flow.returnBytes,
+  packets: flow => flow.towardPackets + flow.returnPackets,
+  age: flow => flow.ageMs,
+  idle: flow => -flow.idleMs,
+}
+
+function matches(flow: FlowRow, query: FlowQuery): boolean {
+  return (
+    (query.address === undefined || query.address === flow.source || query.address === flow.destination) &&
+    (query.port === undefined || query.port === flow.sourcePort || query.port === flow.destinationPort) &&
+    (query.protocol === undefined || query.protocol === flow.protocol) &&
+    (query.attachment === undefined || query.attachment === flow.attachment) &&
+    (query.verdict === undefined || query.verdict === flow.verdict)
+  )
+}
