@@ -1,0 +1,61 @@
+// What both ends of a tunnel agree on: plain data that passes through workerData, and the size of its headers.
+
+import { HEADER as ETHERNET } from '../wire/ethernet.ts'
+import * as geneve from '../wire/geneve.ts'
+import { HEADER as IPV4 } from '../wire/ipv4.ts'
+import { HEADER as IPV6 } from '../wire/ipv6.ts'
+import { HEADER as UDP } from '../wire/udp.ts'
+import { HEADER as VXLAN } from '../wire/vxlan.ts'
+
+/** How the outer UDP checksum is sent: as the RFCs advise, never, or always. */
+export type OuterChecksum = 'auto' | 'zero' | 'always'
+
+export interface TunnelConfig {
+  /** Name that people configured; the wire format follows from `kind`. */
+  profile: string
+  kind: 'geneve' | 'vxlan'
+  /** UDP destination port, in both directions. */
+  port: number
+  /** 24 bits. */
+  vni: number
+  /** Our underlay address, 4 or 16 bytes in network order. */
+  local: number[]
+  /** The endpoint's underlay address, of the same family. */
+  remote: number[]
+  /** Outer TTL or hop limit. */
+  ttl: number
+  /** `copy` the inner DSCP to the outer header (RFC 2983 uniform model), or send this value. */
+  dscp: 'copy' | number
+  outerChecksum: OuterChecksum
+  /** Accept zero UDP checksums over IPv6 from this peer (RFC 6935, RFC 6936). */
+  zeroChecksum6: boolean
+  /** Drop VXLAN packets whose reserved bits are set, as Linux's device does; RFC 7348 says to ignore them. */
+  strictReserved: boolean
+  /** Carry inner VLAN tags instead of dropping such packets (RFC 7348 section 6.1). */
+  innerVlan: boolean
+  /** GENEVE: send our own option with attachment, direction and flow cookie. */
+  metadata: boolean
+}
+
+/** UDP ports that IANA assigned. */
+export const TUNNEL_PORT = { geneve: 6081, vxlan: 4789 } as const
+
+/** Our GENEVE option: experimental class (RFC 8926 section 7), not critical. Data: attachment 16 bits, direction 8, zero 8, flow cookie 32. */
+export const METADATA = { CLASS: 0xfff0, TYPE: 1, DATA: 8 } as const
+
+/** Bytes of GENEVE options that the tunnel sends. */
+export function optionBytes(tunnel: TunnelConfig): number {
+  return tunnel.kind === 'geneve' && tunnel.metadata ? geneve.OPTION + METADATA.DATA : 0
+}
+
+/** Bytes in front of the inner Ethernet frame: outer Ethernet, IP, UDP, tunnel header and options. */
+export function outerBytes(tunnel: TunnelConfig): number {
+  const ip = tunnel.local.length === 4 ? IPV4 : IPV6
+  const header = tunnel.kind === 'geneve' ? geneve.HEADER : VXLAN
+  return ETHERNET + ip + UDP + header + optionBytes(tunnel)
+}
+
+/** The largest inner IP datagram that an underlay of this MTU carries unfragmented. */
+export function innerMtu(tunnel: TunnelConfig, underlayMtu: number): number {
+  return underlayMtu - outerBytes(tunnel)
+}
