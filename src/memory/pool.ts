@@ -59,8 +59,8 @@ const align = (n: number) => (n + 63) & ~63
 /** Words of a flow key; the last two are padding, so that a key never straddles more lines than it must. */
 export const KEY_WORDS = 12
 
-// Bytes of metadata a frame: one double, twelve words and the key, three halves, five bytes; arrays, widest first.
-const META = 8 + (12 + KEY_WORDS) * 4 + 3 * 2 + 5
+// Bytes of metadata a frame: one double, twelve words and the key, three halves, six bytes; arrays, widest first.
+const META = 8 + (12 + KEY_WORDS) * 4 + 3 * 2 + 6
 
 /** Allocates the shared memory of a pool. Throws RangeError when the sizes make no sense. */
 export function createPool(options: PoolOptions): PoolHandle {
@@ -123,6 +123,8 @@ export class Pool {
   readonly protocol: Uint8Array
   /** 0 leaving the pod, 1 arriving at it. */
   readonly direction: Uint8Array
+  /** 1 when the packet's source is end B of its flow key, so that it travels from B to A. */
+  readonly reversed: Uint8Array
   /** Verdict of the decide stage. */
   readonly verdict: Uint8Array
 
@@ -165,6 +167,7 @@ export class Pool {
     this.gso = new Uint8Array(memory, take(1), frames)
     this.protocol = new Uint8Array(memory, take(1), frames)
     this.direction = new Uint8Array(memory, take(1), frames)
+    this.reversed = new Uint8Array(memory, take(1), frames)
     this.verdict = new Uint8Array(memory, take(1), frames)
     this.stack = new Int32Array(frames)
     for (let frame = first + count - 1; frame >= first; frame--) this.stack[this.top++] = frame
@@ -221,6 +224,7 @@ export class Pool {
     this.attachment[to] = this.attachment[from]
     this.protocol[to] = this.protocol[from]
     this.direction[to] = this.direction[from]
+    this.reversed[to] = this.reversed[from]
     this.verdict[to] = this.verdict[from]
   }
 }
