@@ -1,0 +1,108 @@
+// The configuration of a tunnel and its pipeline, shared by every face.
+
+import { isIP } from 'node:net'
+import { z } from 'zod'
+import { integer, oneOf, section, text, yesNo } from './yaml.ts'
+
+/** Tunnel profiles and their standard UDP ports (RFC 8926 section 3.3, RFC 7348 section 5). */
+export const PROFILE_PORT = { geneve: 6081, vxlan: 4789 } as const
+export type ProfileName = keyof typeof PROFILE_PORT
+const PROFILES = Object.keys(PROFILE_PORT) as [ProfileName, ...ProfileName[]]
+
+/** How packets are taken from a pod: the first rung that works, or the one that is named. */
+export const ATTACH_RUNGS = ['auto', 'tcx', 'clsact'] as const
+export type AttachRung = (typeof ATTACH_RUNGS)[number]
+
+/** How super-packets leave on the underlay: the first rung that works, or the one that is named. */
+export const OFFLOAD_RUNGS = ['auto', 'tunnel-gso', 'uso', 'udp-socket', 'plain'] as const
+export type OffloadRung = (typeof OFFLOAD_RUNGS)[number]
+
+/** What the kernel does with a pod's packets when the daemon is dead or hung. */
+export const FAIL_MODES = ['open', 'closed'] as const
+export type FailMode = (typeof FAIL_MODES)[number]
+
+const isAddress = (value: string) => isIP(value) !== 0 && !value.includes('%')
+const address = () => text('an IPv4 or IPv6 address', isAddress)
+const isPort = (value: number) => Number.isInteger(value) && value >= 0 && value <= 65535
+
+function isPrefix(value: string): boolean {
+  const [base, bits, ...rest] = value.split('/')
+  return rest.length === 0 && isAddress(base) && /^\d{1,3}$/.test(bits ?? '') && +bits <= (isIP(base) === 4 ? 32 : 128)
+}
+
+function isPortRange(value: string): boolean {
+  const match = /^(\d{1,5})-(\d{1,5})$/.exec(value)
+  return match !== null && +match[1] <= +match[2] && isPort(+match[2])
+}
+
+const tunnel = section({
+  profile: oneOf(PROFILES).default('geneve'),
+  /** The endpoint's UDP port; the profile's own when not given. */
+  port: integer(1, 65535).optional(),
+  vni: integer(0, 0xffffff).default(1),
+  local: address().optional(),
+  remote: address().optional(),
+  /** Of the outer header (pipe model). */
+  ttl: integer(1, 255).default(64),
+  /** Of the outer header: the inner one's, or a fixed code point (RFC 2983). */
+  dscp: z
+    .union([z.literal('copy'), integer(0, 63)], { error: 'allowed: copy, or an integer from 0 to 63' })
+    .default('copy'),
+  /** RFC 6040: `normal` copies the inner field outward, `compatibility` sends Not-ECT. */
+  ecn: oneOf(['normal', 'compatibility']).default('normal'),
+  /** `auto`: zero over IPv4, computed over IPv6; `zero` over IPv6 needs a peer that agrees (RFC 6935). */
+  udpChecksum: oneOf(['auto', 'zero', 'always']).default('auto'),
+  /** Drops VXLAN packets with non-zero reserved bits, as Linux does; RFC 7348 section 5 says to ignore them. */
+  strictReserved: yesNo().default(false),
+})
+  .refine(t => t.local === undefined || t.remote === undefined || isIP(t.local) === isIP(t.remote), {
+    path: ['remote'],
+    error: 'allowed: an address of the same IP version as local',
+  })
+  .transform(t => ({ ...t, port: t.port ?? PROFILE_PORT[t.profile] }))
+
+const flows = section({
+  /** Over all workers; the rest is refused with FLOW_TABLE_FULL. */
+  capacity: integer(16, 16_777_216).default(1_048_576),
+  tcpTimeoutSeconds: integer(1, 86_400, 'seconds').default(350),
+  otherTimeoutSeconds: integer(1, 86_400, 'seconds').default(120),
+})
+
+const bypassRule = section({
+  /** The far side. */
+  cidr: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional(),
+  protocol: oneOf(['tcp', 'udp', 'icmp']).optional(),
+  /** The destination's. */
+  port: z
+    .union([integer(0, 65535), z.string().refine(isPortRange)], {
+      error: 'allowed: a port from 0 to 65535, or a range like 8000-8100',
+    })
+    .optional(),
+})
+  .refine(rule => Object.values(rule).some(value => value !== undefined), {
+    error: 'allowed: a rule with at least one of cidr, protocol, port',
+  })
+  .refine(rule => rule.port === undefined || rule.protocol === 'tcp' || rule.protocol === 'udp', {
+    path: ['protocol'],
+    error: 'allowed beside a port: tcp, udp',
+  })
+
+/** The whole configuration; every key has a default, except the addresses. */
+export const configSchema = section({
+  tunnel: tunnel.prefault({}),
+  flows: flows.prefault({}),
+  failMode: oneOf(FAIL_MODES).default('closed'),
+  /** The age of the heartbeat at which the kernel takes the daemon for dead. */
+  heartbeatLimitMs: integer(20, 60_000, 'milliseconds').default(200),
+  rungs: section({
+    attach: oneOf(ATTACH_RUNGS).default('auto'),
+    offload: oneOf(OFFLOAD_RUNGS).default('auto'),
+  }).prefault({}),
+  workers: integer(1, 256).default(1),
+  /** Packets that match any of these are never steered; the cloud's metadata service by default. */
+  bypass: z.array(bypassRule, { error: 'allowed: a list of rules' }).default([{ cidr: '169.254.169.254/32' }]),
+})
+
+export type Config = z.output<typeof configSchema>
+export type TunnelConfig = Config['tunnel']
+export type BypassRule = Config['bypass'][number]

@@ -1,0 +1,129 @@
+// YAML files checked against a zod schema: every error names file, line, key, value and what is allowed.
+
+import { readFileSync } from 'node:fs'
+import { inspect } from 'node:util'
+import { isCollection, isMap, isNode, isScalar, LineCounter, parseDocument } from 'yaml'
+import { z } from 'zod'
+import { DetourError } from '../errors.ts'
+import { didYouMean } from './suggest.ts'
+
+/** A mapping that knows all its keys. */
+export function section<Shape extends z.ZodRawShape>(shape: Shape) {
+  const known = Object.keys(shape)
+  return z.strictObject(shape, {
+    error: issue => {
+      if (issue.code !== 'unrecognized_keys') return `allowed: a mapping with the keys ${known.join(', ')}`
+      const [key] = issue.keys as string[]
+      return `unknown key "${key}"; allowed: ${known.join(', ')}${didYouMean(key, known)}`
+    },
+  })
+}
+
+/** An integer within bounds; `unit` is for the error. */
+export function integer(min: number, max: number, unit = '') {
+  const error = `allowed: an integer from ${min} to ${max}${unit && ` (${unit})`}`
+  return z.int({ error }).min(min, { error }).max(max, { error })
+}
+
+/** One of some words. */
+export function oneOf<const Words extends readonly [string, ...string[]]>(words: Words) {
+  return z.enum(words, { error: issue => `allowed: ${words.join(', ')}${didYouMean(issue.input, words)}` })
+}
+
+/** True or false. */
+export function yesNo() {
+  return z.boolean({ error: 'allowed: true, false' })
+}
+
+/** Text that `valid` accepts; `allowed` says what that is. */
+export function text(allowed: string, valid: (value: string) => boolean) {
+  const error = `allowed: ${allowed}`
+  return z.string({ error }).refine(valid, { error })
+}
+
+/** Checks a value that came from no file; `where` names its origin. Throws DetourError. */
+export function checkValue<Schema extends z.ZodType>(schema: Schema, value: unknown, where: string): z.output<Schema> {
+  const result = schema.safeParse(value)
+  if (result.success) return result.data
+  throw complain(where, result.error.issues, value, () => '')
+}
+
+/** Reads a YAML (or JSON) file; throws DetourError with all that is wrong in it. */
+export function readYaml<Schema extends z.ZodType>(schema: Schema, file: string): z.output<Schema> {
+  let source: string
+  try {
+    source = readFileSync(file, 'utf8')
+  } catch (error) {
+    throw new DetourError('not-found', `${file}: cannot be read (${(error as Error).message})`, { cause: error })
+  }
+  return parseYaml(schema, source, file)
+}
+
+/** Like readYaml, of text; an empty text is an empty mapping. */
+export function parseYaml<Schema extends z.ZodType>(schema: Schema, source: string, file: string): z.output<Schema> {
+  const lines = new LineCounter()
+  const document = guard(file, () => parseDocument(source, { lineCounter: lines, prettyErrors: false }))
+  const [flaw] = document.errors
+  if (flaw !== undefined) {
+    const { line, col } = lines.linePos(flaw.pos[0])
+    throw new DetourError('bad-config', `${file}:${line}:${col}: ${flaw.message}`)
+  }
+  const value = guard(file, () => document.toJS() ?? {})
+  const result = schema.safeParse(value)
+  if (result.success) return result.data
+
+  /** The line of the deepest part of `path` that is in the file. */
+  function line(path: PropertyKey[]): string {
+    let node: unknown = document.contents
+    let at = isNode(node) ? node.range?.[0] : undefined
+    for (const key of path) {
+      if (!isCollection(node)) break
+      const pair = isMap(node) ? node.items.find(item => isScalar(item.key) && item.key.value === key) : undefined
+      const next = node.get(key, true)
+      const place = pair?.key ?? next
+      if (!isNode(place)) break
+      at = place.range?.[0]
+      node = next
+    }
+    return at === undefined ? '' : `:${lines.linePos(at).line}`
+  }
+  throw complain(file, result.error.issues, value, line)
+}
+
+function guard<T>(file: string, parse: () => T): T {
+  try {
+    return parse()
+  } catch (error) {
+    throw new DetourError('bad-config', `${file}: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+function complain(
+  where: string,
+  issues: z.core.$ZodIssue[],
+  root: unknown,
+  line: (path: PropertyKey[]) => string,
+): DetourError {
+  const sentences = issues.slice(0, 10).map(issue => {
+    if (issue.code === 'unrecognized_keys') {
+      const path = [...issue.path, issue.keys[0]]
+      return `${where}${line(path)}: ${printPath(issue.path)}${issue.message}`
+    }
+    const value = issue.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown> | undefined)?.[key], root)
+    const what = value === undefined ? 'is missing' : `${printValue(value)} is not allowed`
+    return `${where}${line(issue.path)}: ${printPath(issue.path)}${what}; ${issue.message}`
+  })
+  return new DetourError('bad-config', sentences.join('\n'))
+}
+
+function printPath(path: PropertyKey[]): string {
+  let printed = ''
+  for (const key of path) printed += typeof key === 'number' ? `[${key}]` : `${printed && '.'}${String(key)}`
+  return printed && `${printed}: `
+}
+
+function printValue(value: unknown): string {
+  const printed =
+    typeof value === 'object' ? inspect(value, { depth: 1, breakLength: Infinity }) : JSON.stringify(value)
+  return printed.length > 80 ? `${printed.slice(0, 77)}...` : printed
+}
