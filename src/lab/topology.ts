@@ -1,0 +1,274 @@
+// The laboratory's topology: a node with a primary CNI's bridge, two pods and an inspection endpoint, each in a
+// network namespace of its own. Everything made here carries the run's prefix; nothing else is ever touched.
+
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { DetourError } from '../errors.ts'
+
+export const ROLES = ['client', 'server', 'node', 'gateway'] as const
+export type Role = (typeof ROLES)[number]
+
+/** A network namespace of the laboratory; addresses are the ones its traffic uses, without prefix length. */
+export interface Place {
+  readonly role: Role
+  /** The name `ip netns` knows it by. */
+  readonly namespace: string
+  /** The file to enter it by. */
+  readonly path: string
+  readonly ipv4: string
+  readonly ipv6: string
+  /** The interface that carries the address: `eth0` everywhere, `uplink` on the node. */
+  readonly interface: string
+  readonly mac: string
+}
+
+export interface Topology {
+  readonly run: string
+  readonly places: Readonly<Record<Role, Place>>
+  /** The MTU of the underlay link between node and gateway. */
+  readonly uplinkMtu: number
+  /** Kills what runs in the namespaces and removes them; may be called twice. */
+  close(): void
+}
+
+export interface TopologyOptions {
+  /** Names a parallel run: namespaces are then `detour-lab-<run>-client` and so on; `main` is plain `detour-lab-client`. */
+  run?: string
+  /** MTU of the underlay link; the default carries a full inner frame and its tunnel headers. */
+  uplinkMtu?: number
+}
+
+const STATE = '/run/detour'
+const BRIDGE = { ipv4: '10.244.0.1', ipv6: 'fd00:244::1', mac: '02:de:00:00:00:01' }
+const ADDRESS = {
+  client: { interface: 'eth0', ipv4: '10.244.0.2', ipv6: 'fd00:244::2', mac: '02:de:00:00:00:02' },
+  server: { interface: 'eth0', ipv4: '10.244.0.3', ipv6: 'fd00:244::3', mac: '02:de:00:00:00:03' },
+  node: { interface: 'uplink', ipv4: '10.99.0.1', ipv6: 'fd00:99::1', mac: '02:de:00:99:00:01' },
+  gateway: { interface: 'eth0', ipv4: '10.99.0.2', ipv6: 'fd00:99::2', mac: '02:de:00:99:00:02' },
+} as const
+
+/** Says why this process cannot build a laboratory, or null when it can. */
+export function whyNoLab(): string | null {
+  if (process.platform !== 'linux') return 'network namespaces need Linux'
+  if (process.getuid?.() !== 0) return 'network namespaces and BPF programs need root'
+  for (const tool of ['ip', 'nsenter']) {
+    if (spawnSync(tool, ['-V'], { stdio: 'ignore' }).error !== undefined) return `the program ${tool} is not installed`
+  }
+  return null
+}
+
+/** Builds the namespaces, links and addresses of one run; throws `permission`, `usage` when the run is alive, or `system`. */
+export function buildTopology(options: TopologyOptions = {}): Topology {
+  const run = checkRun(options.run ?? 'main')
+  const uplinkMtu = options.uplinkMtu ?? 1600
+  const reason = whyNoLab()
+  if (reason !== null) throw new DetourError('permission', `lab: ${reason}`)
+  const owner = readState(run)
+  if (owner !== null && isAlive(owner)) {
+    throw new DetourError(
+      'usage',
+      `lab: run '${run}' belongs to process ${owner.pid}; stop it or name another with --run`,
+    )
+  }
+  removeRun(run)
+  writeState({ run, pid: process.pid, startTime: startTime(process.pid) ?? '', keep: false })
+  try {
+    makeNamespaces(run, uplinkMtu)
+  } catch (error) {
+    removeRun(run)
+    throw error
+  }
+  const places = Object.fromEntries(ROLES.map(role => [role, place(run, role)])) as Record<Role, Place>
+  return { run, places, uplinkMtu, close: () => removeRun(run) }
+}
+
+/** Leaves a run in place when this process ends; `cleanUp` or the next run of that name removes it. */
+export function keepTopology(topology: Topology): void {
+  const state = readState(topology.run)
+  if (state !== null) writeState({ ...state, keep: true })
+}
+
+/** Removes what dead laboratories left behind, kept ones only when asked to; returns the names of the runs removed. */
+export function cleanUp(kept = false): string[] {
+  const removed: string[] = []
+  for (const state of allStates()) {
+    if (isAlive(state) || (state.keep && !kept)) continue
+    removeRun(state.run)
+    removed.push(state.run)
+  }
+  return removed
+}
+
+/** The namespaces of one run that exist now; empty after a clean-up. */
+export function leftOver(run: string): string[] {
+  const names = new Set(ROLES.map(role => namespaceName(run, role)))
+  return existingNamespaces().filter(name => names.has(name))
+}
+
+function makeNamespaces(run: string, uplinkMtu: number): void {
+  for (const role of ROLES) ip(['netns', 'add', namespaceName(run, role)])
+  for (const role of ROLES) setSysctls(namespaceName(run, role))
+  const [client, server, node, gateway] = ROLES.map(role => namespaceName(run, role))
+  batch(node, [
+    'link set lo up',
+    `link add cni0 address ${BRIDGE.mac} type bridge forward_delay 0 mcast_snooping 0`,
+    `addr add ${BRIDGE.ipv4}/24 dev cni0`,
+    `addr add ${BRIDGE.ipv6}/64 dev cni0 nodad`,
+    'link set cni0 up',
+    ...[
+      ['client', client],
+      ['server', server],
+    ].flatMap(([role, namespace]) => [
+      `link add veth-${role} type veth peer name eth0 address ${ADDRESS[role as 'client' | 'server'].mac} netns ${namespace}`,
+      `link set veth-${role} master cni0`,
+      `link set veth-${role} up`,
+    ]),
+    `link add uplink mtu ${uplinkMtu} address ${ADDRESS.node.mac} type veth peer name eth0 mtu ${uplinkMtu} address ${ADDRESS.gateway.mac} netns ${gateway}`,
+    ...addressed('node'),
+  ])
+  for (const [role, namespace] of [
+    ['client', client],
+    ['server', server],
+  ] as const) {
+    batch(namespace, [
+      'link set lo up',
+      ...addressed(role as Role),
+      `route add default via ${BRIDGE.ipv4}`,
+      `route add default via ${BRIDGE.ipv6}`,
+    ])
+  }
+  batch(gateway, ['link set lo up', ...addressed('gateway')])
+}
+
+function addressed(role: Role): string[] {
+  const { interface: name, ipv4, ipv6 } = ADDRESS[role]
+  return [`addr add ${ipv4}/24 dev ${name}`, `addr add ${ipv6}/64 dev ${name} nodad`, `link set ${name} up`]
+}
+
+// NB: a new namespace inherits some of the machine's settings (ip_forward among them), so each is set here.
+function setSysctls(namespace: string): void {
+  const settings = {
+    'net/ipv4/ip_forward': 0,
+    'net/ipv6/conf/all/forwarding': 0,
+    'net/ipv6/conf/all/disable_ipv6': 0,
+    'net/ipv6/conf/default/disable_ipv6': 0,
+    'net/ipv6/conf/all/accept_dad': 0,
+    'net/ipv6/conf/default/accept_dad': 0,
+    'net/ipv6/conf/default/router_solicitations': 0,
+    'net/ipv4/conf/all/rp_filter': 0,
+    'net/ipv4/conf/default/rp_filter': 0,
+  }
+  const script = Object.entries(settings).map(([key, value]) => `echo ${value} > /proc/sys/${key}`)
+  execute('nsenter', [`--net=${namespacePath(namespace)}`, 'sh', '-ec', script.join('\n')])
+}
+
+function place(run: string, role: Role): Place {
+  const namespace = namespaceName(run, role)
+  return { role, namespace, path: namespacePath(namespace), ...ADDRESS[role] }
+}
+
+function removeRun(run: string): void {
+  for (const namespace of leftOver(run)) {
+    for (const pid of execute('ip', ['netns', 'pids', namespace]).split('\n').filter(Boolean)) {
+      kill(Number(pid))
+    }
+    ip(['netns', 'del', namespace])
+  }
+  rmSync(statePath(run), { force: true })
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // gone already
+  }
+}
+
+function checkRun(run: string): string {
+  if (!/^[a-z0-9]{1,12}$/.test(run)) {
+    throw new DetourError('usage', `lab: run name '${run}': one to twelve lower-case letters and digits are allowed`)
+  }
+  return run
+}
+
+function namespaceName(run: string, role: Role): string {
+  return run === 'main' ? `detour-lab-${role}` : `detour-lab-${run}-${role}`
+}
+
+function namespacePath(namespace: string): string {
+  return `/run/netns/${namespace}`
+}
+
+function existingNamespaces(): string[] {
+  try {
+    return readdirSync('/run/netns')
+  } catch {
+    return []
+  }
+}
+
+interface State {
+  run: string
+  pid: number
+  /** Clock ticks after boot, so that a reused process id is not taken for the owner. */
+  startTime: string
+  keep: boolean
+}
+
+function statePath(run: string): string {
+  return `${STATE}/lab-${run}.json`
+}
+
+function writeState(state: State): void {
+  mkdirSync(STATE, { recursive: true })
+  writeFileSync(statePath(state.run), `${JSON.stringify(state)}\n`)
+}
+
+function readState(run: string): State | null {
+  try {
+    return JSON.parse(readFileSync(statePath(run), 'utf8')) as State
+  } catch {
+    return null
+  }
+}
+
+function allStates(): State[] {
+  try {
+    const runs = readdirSync(STATE).map(name => /^lab-([a-z0-9]{1,12})\.json$/.exec(name)?.[1])
+    return runs.filter(run => run !== undefined).flatMap(run => readState(run) ?? [])
+  } catch {
+    return []
+  }
+}
+
+function isAlive(state: State): boolean {
+  return state.startTime !== '' && startTime(state.pid) === state.startTime
+}
+
+/** Field 22 of /proc/pid/stat; the name before it may hold spaces and parentheses. */
+function startTime(pid: number): string | null {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]
+  } catch {
+    return null
+  }
+}
+
+function ip(args: string[]): void {
+  execute('ip', args)
+}
+
+function batch(namespace: string, lines: string[]): void {
+  execute('ip', ['-n', namespace, '-batch', '-'], `${lines.join('\n')}\n`)
+}
+
+function execute(program: string, args: string[], input = ''): string {
+  const result = spawnSync(program, args, { input, encoding: 'utf8', timeout: 20_000 })
+  if (result.error !== undefined || result.status !== 0) {
+    const why = result.error?.message ?? result.stderr.trim()
+    throw new DetourError('system', `lab: ${program} ${args.join(' ')}: ${why}`)
+  }
+  return result.stdout
+}
