@@ -17,7 +17,7 @@ export const COLUMN = {
   COPIED_BYTES: 5,
   /** System calls. */
   CALLS: 6,
-  /** Failures of the device that cost no packet. */
+  /** Anomalies that cost no packet: failed system calls, ECN combinations that RFC 6040 wants logged. */
   ERRORS: 7,
 } as const
 

@@ -1,0 +1,116 @@
+// Classification: finds each frame's headers and its flow key, and sets aside what never leaves the node.
+
+import type { DropReason } from '../drop.ts'
+import { DROP } from '../drop.ts'
+import type { FragmentTable } from '../flow/fragments.ts'
+import type { Seed } from '../flow/hash.ts'
+import { readKey } from '../flow/key.ts'
+import type { Batch } from '../memory/batch.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import type { Pool } from '../memory/pool.ts'
+import * as icmp from '../wire/icmp.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
+import * as udp from '../wire/udp.ts'
+import { parse } from './parse.ts'
+
+export interface ClassifyOptions {
+  fragments: FragmentTable
+  seed: Seed
+  /** False where there are no attachments (offline work), so that a flow key has none. */
+  withAttachment: boolean
+  /** Where ARP, neighbour discovery, multicast listener reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
+  local: Batch | undefined
+}
+
+/** The stage in front of every decision; attachment must be set. */
+export class Classify {
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly fragments: FragmentTable
+  private readonly seed: Seed
+  private readonly withAttachment: boolean
+  private readonly local: Batch | undefined
+
+  constructor(pool: Pool, counters: StageCounters, options: ClassifyOptions) {
+    this.pool = pool
+    this.counters = counters
+    this.fragments = options.fragments
+    this.seed = options.seed
+    this.withAttachment = options.withAttachment
+    this.local = options.local
+  }
+
+  /** Frames with a flow key stay; local ones leave by the side outlet, malformed ones are dropped. */
+  run(batch: Batch): void {
+    const { pool, counters, local } = this
+    const { frames, length } = batch
+    let kept = 0
+    let dropped = 0
+    let bytes = 0
+    let droppedBytes = 0
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      bytes += pool.length[frame]
+      const reason = this.classify(frame)
+      if (reason === 0) {
+        if (local !== undefined && isLocal(pool, frame)) local.push(frame)
+        else frames[kept++] = frame
+      } else if (reason === DROP.NOT_IP && local !== undefined) {
+        local.push(frame)
+      } else {
+        dropped++
+        droppedBytes += pool.length[frame]
+        counters.dropped(reason)
+        pool.free(frame)
+      }
+    }
+    counters.received(length, bytes)
+    counters.sent(length - dropped, bytes - droppedBytes)
+    batch.length = kept
+  }
+
+  private classify(frame: number): DropReason {
+    const { pool } = this
+    const start = pool.start[frame]
+    const reason = parse(pool, frame, start, start + pool.length[frame])
+    if (reason !== 0) return reason
+    return readKey(pool, frame, this.fragments, this.seed, this.withAttachment)
+  }
+}
+
+const DHCP_SERVER = 67
+const DHCP_CLIENT = 68
+const DHCP6_CLIENT = 546
+const DHCP6_SERVER = 547
+const MLD_FIRST = 130
+const MLD_LAST = 132
+const MLD2_REPORT = 143
+
+/** Neighbour discovery (RFC 4861), MLD (RFC 3810), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link. */
+function isLocal(pool: Pool, frame: number): boolean {
+  const at = pool.transport[frame]
+  if (at === 0) return false
+  const b = pool.bytes
+  const protocol = pool.protocol[frame]
+  if (protocol === ipv4.PROTOCOL.UDP) {
+    const port = udp.destinationPort(b, at)
+    if (b[pool.network[frame]] >> 4 === 4) return port === DHCP_SERVER || port === DHCP_CLIENT
+    return port === DHCP6_CLIENT || port === DHCP6_SERVER
+  }
+  if (protocol !== ipv4.PROTOCOL.ICMPV6 || b[pool.network[frame]] >> 4 !== 6) return false
+  const type = icmp.type(b, at)
+  return icmp.isDiscovery6(type) || (type >= MLD_FIRST && type <= MLD_LAST) || type === MLD2_REPORT
+}
+
+/** True where ICMP may not answer: group and unspecified addresses (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e). */
+export function isUnanswerable(b: Uint8Array, network: number): boolean {
+  if (b[network] >> 4 === 4) {
+    const source = b[network + ipv4.SOURCE]
+    const destination = b[network + ipv4.DESTINATION]
+    return source === 0 || source >= 224 || source === 127 || destination >= 224
+  }
+  if (b[network + ipv6.DESTINATION] === 0xff || b[network + ipv6.SOURCE] === 0xff) return true
+  for (let i = 0; i < 16; i++) if (b[network + ipv6.SOURCE + i] !== 0) return false
+  return true
+}
