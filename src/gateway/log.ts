@@ -1,0 +1,83 @@
+// The verdict log: one JSON line when a flow is decided, and one each time its verdict changes.
+//
+// Written by the worker itself in blocks. Times are packet times and flow ids count up, so a replay logs the same bytes.
+
+/** One decision. Addresses are those of the flow's first packet. */
+export interface Verdict {
+  /** Of the packet, ms since the epoch. */
+  timeMs: number
+  /** Counts up from 1. */
+  flow: number
+  protocol: number
+  source: string
+  sourcePort: number
+  destination: string
+  destinationPort: number
+  profile: string
+  vni: number
+  /** The rule's name, or `default`. */
+  rule: string
+  action: string
+  /** Of the packet that decided, counted by the gateway from 1. */
+  packet: number
+  /** Of that packet's inner IP datagram. */
+  bytes: number
+  /** Stream or datagram offset behind a signature's last byte; -1 when no signature decided. */
+  offset: number
+}
+
+/** Where blocks of the log go: takes a copy of what it keeps. Returns how many bytes it took. */
+export type LogSink = (block: Uint8Array) => number
+
+const BLOCK = 65_536
+const PROTOCOLS: Record<number, string> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' }
+
+/** A worker's end of the log; not shared between threads. */
+export class VerdictLog {
+  /** Lines that were lost because the sink did not take them in time. */
+  lost = 0
+  private readonly sink: LogSink
+  private readonly block = new Uint8Array(2 * BLOCK)
+  private readonly encoder = new TextEncoder()
+  private used = 0
+
+  constructor(sink: LogSink) {
+    this.sink = sink
+  }
+
+  /** Adds a line. Allocates: once a decision, not once a packet. */
+  write(verdict: Verdict): void {
+    if (this.used > BLOCK) this.flush()
+    const line = `${format(verdict)}\n`
+    const { read, written } = this.encoder.encodeInto(line, this.block.subarray(this.used))
+    if (read < line.length) this.lost++
+    else this.used += written
+  }
+
+  /** Hands over what has gathered. */
+  flush(): void {
+    if (this.used === 0) return
+    const taken = this.sink(this.block.subarray(0, this.used))
+    this.block.copyWithin(0, taken, this.used)
+    this.used -= taken
+  }
+}
+
+function format(v: Verdict): string {
+  return JSON.stringify({
+    time: new Date(v.timeMs).toISOString(),
+    flow: v.flow,
+    protocol: PROTOCOLS[v.protocol] ?? v.protocol,
+    source: v.source,
+    sourcePort: v.sourcePort,
+    destination: v.destination,
+    destinationPort: v.destinationPort,
+    profile: v.profile,
+    vni: v.vni,
+    rule: v.rule,
+    action: v.action,
+    packet: v.packet,
+    bytes: v.bytes,
+    ...(v.offset >= 0 && { offset: v.offset }),
+  })
+}
