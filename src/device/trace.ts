@@ -1,0 +1,60 @@
+// Trace: a device around a device that writes a line a packet.
+import type { Batch } from '../memory/batch.ts'
+import type { Pool } from '../memory/pool.ts'
+import { type ShowOptions, show } from '../wire/show.ts'
+import type { Device } from './device.ts'
+
+export interface TraceOptions extends ShowOptions {
+  /** Where lines go, without a newline. */
+  write: (line: string) => void
+  /** Lines at most; endless when not given. */
+  count?: number
+}
+
+/** Writes a line for each packet received (`<`) and transmitted (`>`). For people: it allocates. */
+export class TraceDevice implements Device {
+  readonly name: string
+  readonly capabilities: number
+  readonly fd: number
+  private readonly device: Device
+  private readonly pool: Pool
+  private readonly options: TraceOptions
+  private left: number
+
+  constructor(device: Device, pool: Pool, options: TraceOptions) {
+    this.device = device
+    this.pool = pool
+    this.options = options
+    this.name = device.name
+    this.capabilities = device.capabilities
+    this.fd = device.fd
+    this.left = options.count ?? Number.POSITIVE_INFINITY
+  }
+
+  get exhausted(): boolean {
+    return this.device.exhausted
+  }
+
+  receive(batch: Batch): number {
+    const before = batch.length
+    const received = this.device.receive(batch)
+    for (let i = before; i < batch.length && this.left > 0; i++) this.line('<', batch.frames[i])
+    return received
+  }
+
+  transmit(batch: Batch): void {
+    for (let i = 0; i < batch.length && this.left > 0; i++) this.line('>', batch.frames[i])
+    this.device.transmit(batch)
+  }
+
+  close(): void {
+    this.device.close()
+  }
+
+  private line(direction: '<' | '>', frame: number): void {
+    this.left--
+    const { bytes, start, length } = this.pool
+    const text = show(bytes, start[frame], start[frame] + length[frame], this.options)
+    this.options.write(`${this.name} ${direction} ${text}`)
+  }
+}
