@@ -1,0 +1,265 @@
+// The control socket's server: answers questions about a running face, whatever its clients send.
+
+import { chmodSync, existsSync, lstatSync, unlinkSync } from 'node:fs'
+import { createServer, type Server, type Socket } from 'node:net'
+import { dirname } from 'node:path'
+import { DROP_COUNT, dropName, dropText } from '../drop.ts'
+import { DetourError } from '../errors.ts'
+import { COLUMN } from '../memory/counters.ts'
+import { connectControl } from './client.ts'
+import { packageVersion } from './package.ts'
+import { peerCredentials } from './peer.ts'
+import {
+  type DropRow,
+  decodeRequest,
+  encodeReply,
+  type Failure,
+  FRAME_LIMIT,
+  FrameReader,
+  type Reply,
+  type Request,
+  type StageRow,
+  VERSIONS,
+} from './protocol.ts'
+import { prepareDirectory, socketDirectory, socketPath } from './registry.ts'
+import { FLOW_LIMIT, FLOW_ORDERS, type FlowQuery, type Source, type WorkerCounters } from './source.ts'
+
+/** Where the server listens and how much it bears. */
+export interface ControlOptions {
+  /** The socket; the face's default when not given. */
+  path?: string
+  /** More clients than this are turned away; default 32. */
+  clients?: number
+  /** How long a client may take to say hello, to finish a frame, or to read an answer; default 5000 ms. */
+  patienceMs?: number
+}
+
+/** A listening control socket: the thread that opened it only. */
+export interface ControlServer {
+  readonly path: string
+  /** Hangs up on all clients and removes the socket. */
+  close(): Promise<void>
+}
+
+/** The longest path that fits a sockaddr_un with its end mark (unix(7)). */
+const PATH_LIMIT = 107
+
+/** Opens the control socket with mode 0600; a dead process's is replaced. Throws DetourError when a live one is there. */
+export async function serveControl(source: Source, options: ControlOptions = {}): Promise<ControlServer> {
+  const path = options.path ?? socketPath(source.info().face)
+  if (Buffer.byteLength(path) > PATH_LIMIT) {
+    throw new DetourError(
+      'bad-config',
+      `control socket ${path}: longer than ${PATH_LIMIT} bytes; choose a shorter path`,
+    )
+  }
+  if (options.path === undefined || dirname(path) === socketDirectory()) prepareDirectory(dirname(path))
+  await removeStale(path)
+
+  const patienceMs = options.patienceMs ?? 5000
+  const open = new Set<Socket>()
+  const server = createServer({ allowHalfOpen: true }, socket => {
+    open.add(socket)
+    socket.on('close', () => open.delete(socket))
+    socket.on('error', () => {})
+    const refusal = refuse(socket, open.size > (options.clients ?? 32))
+    if (refusal !== undefined) hangUp(socket, patienceMs, refusal)
+    else void converse(socket, source, patienceMs)
+  })
+  await listen(server, path)
+
+  return {
+    path,
+    close: () =>
+      new Promise(resolve => {
+        server.close(() => resolve())
+        for (const socket of open) socket.destroy()
+      }),
+  }
+}
+
+/** Removes what a dead process left; refuses to touch a live socket or something else. */
+async function removeStale(path: string): Promise<void> {
+  if (!existsSync(path)) return
+  if (!lstatSync(path).isSocket()) {
+    throw new DetourError('bad-config', `control socket ${path}: something that is not a socket is there; remove it`)
+  }
+  let owner: string
+  try {
+    const client = await connectControl(path, 2000)
+    const { pid, face } = await client.ask('info', {})
+    client.close()
+    owner = `detour ${face}, process ${pid}`
+  } catch (error) {
+    if (error instanceof DetourError && error.code === 'not-found') return unlinkSync(path)
+    owner = `a process that does not answer (${(error as Error).message})`
+  }
+  throw new DetourError('system', `control socket ${path} is in use by ${owner}; stop it or choose another path`)
+}
+
+/** Listens; the umask makes the socket private from its first moment (bind happens inside `listen`). */
+function listen(server: Server, path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', error => {
+      reject(new DetourError('system', `control socket ${path}: ${error.message}`, { cause: error }))
+    })
+    const umask = process.umask(0o177)
+    try {
+      server.listen(path, () => {
+        chmodSync(path, 0o600)
+        resolve()
+      })
+    } finally {
+      process.umask(umask)
+    }
+  })
+}
+
+function refuse(socket: Socket, full: boolean): Failure | undefined {
+  if (full) return { code: 'busy', message: 'too many clients; try again later' }
+  const uid = peerCredentials(socket)?.uid
+  if (uid === undefined || uid === 0 || uid === process.geteuid?.()) return undefined
+  return { code: 'permission', message: `user ${uid} may not ask; only root and the user that started Detour` }
+}
+
+/** Says why, and closes the connection, by force if the client does not read. */
+function hangUp(socket: Socket, patienceMs: number, failure: Failure): void {
+  socket.resume()
+  socket.end(encodeReply({ id: 0, failure }), () => socket.destroy())
+  const timer = setTimeout(() => socket.destroy(), patienceMs)
+  socket.once('close', () => clearTimeout(timer))
+}
+
+/** Serves one client to its end. One request at a time, and none is read while an answer waits to be taken. */
+async function converse(socket: Socket, source: Source, patienceMs: number): Promise<void> {
+  const reader = new FrameReader()
+  let version = 0
+  let deadline: NodeJS.Timeout | undefined
+  const protocol = (message: string) => hangUp(socket, patienceMs, { code: 'protocol', message })
+  const expect = (what: string) => {
+    deadline ??= setTimeout(() => protocol(`${what} did not come within ${patienceMs} ms`), patienceMs)
+  }
+  const arrived = () => {
+    clearTimeout(deadline)
+    deadline = undefined
+  }
+  expect('hello')
+  try {
+    for await (const chunk of socket.iterator({ destroyOnReturn: false })) {
+      reader.push(chunk)
+      for (let content = reader.next(); content !== undefined; content = reader.next()) {
+        arrived()
+        const request = decodeRequest(content)
+        if (version === 0) {
+          const failure = greet(request)
+          if (failure !== undefined) return hangUp(socket, patienceMs, failure)
+          version = Math.min(VERSIONS.highest, request.hello!.highest)
+          await send(socket, encodeReply({ id: request.id, hello: { version } }), patienceMs)
+        } else {
+          await send(socket, await answer(request, source), patienceMs)
+        }
+      }
+      if (reader.pending > 0) expect('the rest of a frame')
+    }
+    socket.end()
+  } catch (error) {
+    if (!socket.destroyed) protocol((error as Error).message)
+  } finally {
+    arrived()
+  }
+}
+
+function greet({ hello }: Request): Failure | undefined {
+  if (hello === undefined) return { code: 'protocol', message: 'the first request must be hello' }
+  if (hello.lowest <= VERSIONS.highest && hello.highest >= VERSIONS.lowest) return undefined
+  const ours = `${VERSIONS.lowest} to ${VERSIONS.highest}`
+  return { code: 'version', message: `speaks versions ${ours}, the client ${hello.lowest} to ${hello.highest}` }
+}
+
+/** Writes a frame, and waits until the client takes it when much is waiting; a client that does not is cut off. */
+function send(socket: Socket, bytes: Uint8Array, patienceMs: number): Promise<void> {
+  if (socket.destroyed || socket.write(bytes)) return Promise.resolve()
+  return new Promise(resolve => {
+    const timer = setTimeout(() => socket.destroy(), patienceMs)
+    const done = () => {
+      clearTimeout(timer)
+      socket.off('drain', done)
+      socket.off('close', done)
+      resolve()
+    }
+    socket.on('drain', done)
+    socket.on('close', done)
+  })
+}
+
+async function answer(request: Request, source: Source): Promise<Uint8Array> {
+  const id = request.id
+  try {
+    const bytes = encodeReply({ id, ...(await read(request, source)) })
+    if (bytes.length <= 4 + FRAME_LIMIT) return bytes
+    const message = `the answer has ${bytes.length} bytes, at most ${FRAME_LIMIT} are sent; ask for fewer rows`
+    return encodeReply({ id, failure: { code: 'too-large', message } })
+  } catch (error) {
+    return encodeReply({ id, failure: { code: 'internal', message: `${request.body}: ${(error as Error).message}` } })
+  }
+}
+
+async function read(request: Request, source: Source): Promise<Partial<Reply>> {
+  switch (request.body) {
+    case 'info': {
+      const identity = { pid: process.pid, uptimeMs: process.uptime() * 1000, version: packageVersion() }
+      return { info: { ...source.info(), ...identity } }
+    }
+    case 'stats':
+      return { stats: { rows: stageRows(source.counters()) } }
+    case 'drops':
+      return { drops: { rows: dropRows(source.counters()) } }
+    case 'flows':
+      return { flows: await source.flows(clamp(request.flows!)) }
+    case 'attachments':
+      return { attachments: { rows: await source.attachments() } }
+    case 'underlay':
+      return { underlay: { rows: await source.underlay() } }
+    default:
+      return { failure: { code: 'unknown-request', message: 'this version does not know the request' } }
+  }
+}
+
+function clamp(query: FlowQuery): FlowQuery {
+  const order = FLOW_ORDERS.includes(query.order) ? query.order : 'bytes'
+  return { ...query, order, limit: Math.min(Math.max(1, query.limit), FLOW_LIMIT) }
+}
+
+/** The rows of `stats`, in the order of the workers and their stages. */
+function stageRows(workers: WorkerCounters[]): StageRow[] {
+  return workers.flatMap(({ worker, stages }) =>
+    stages.map(stage => ({
+      worker,
+      stage: stage.name,
+      inPackets: stage.row[COLUMN.IN_PACKETS],
+      inBytes: stage.row[COLUMN.IN_BYTES],
+      outPackets: stage.row[COLUMN.OUT_PACKETS],
+      outBytes: stage.row[COLUMN.OUT_BYTES],
+      created: stage.row[COLUMN.CREATED],
+      copiedBytes: stage.row[COLUMN.COPIED_BYTES],
+      calls: stage.row[COLUMN.CALLS],
+      errors: stage.row[COLUMN.ERRORS],
+      drops: stage.drops(),
+    })),
+  )
+}
+
+/** The rows of `drops`: every (stage, reason) that has stopped a packet. */
+function dropRows(workers: WorkerCounters[]): DropRow[] {
+  const rows: DropRow[] = []
+  for (const { worker, stages } of workers) {
+    for (const stage of stages) {
+      for (let reason = 1; reason < DROP_COUNT; reason++) {
+        const packets = stage.drops(reason)
+        if (packets > 0)
+          rows.push({ worker, stage: stage.name, reason: dropName(reason), text: dropText(reason), packets })
+      }
+    }
+  }
+  return rows.sort((a, b) => b.packets - a.packets)
+}
