@@ -31,7 +31,6 @@ const c = {
   mmap: libc.func('uintptr_t mmap(uintptr_t, size_t, int, int, int, int64_t)'),
   munmap: libc.func('int munmap(uintptr_t, size_t)'),
   mount: libc.func('int mount(str, str, str, ulong, uintptr_t)'),
-  clock: libc.func('int clock_gettime(int, uintptr_t)'),
   index: libc.func('uint if_nametoindex(str)'),
   syscall: libc.func('long syscall(long, int, uintptr_t, uint)'),
 }
@@ -148,11 +147,6 @@ export function mount(source: string, target: string, type: string): number {
 /** if_nametoindex(3) in the calling thread's namespace; 0 when there is no such interface. */
 export function interfaceIndex(name: string): number {
   return c.index(name)
-}
-
-/** clock_gettime(2) into two 64-bit integers, seconds and nanoseconds. */
-export function clockGettime(clock: number, out: BigInt64Array): number {
-  return done(c.clock(clock, addressOf(out)))
 }
 
 const SYS_BPF: Partial<Record<string, number>> = { x64: 321, arm64: 280 }

@@ -1,0 +1,73 @@
+// The heartbeat of one attachment: a BPF map entry that the worker maps into memory and the interception program reads.
+//
+//   0  u32 heartbeat   when the worker last ran, in units of 2^20 ns of CLOCK_MONOTONIC, modulo 2^32
+//   4  u32 limit       units after which the worker counts as dead
+//   8  u32 enabled     0: every packet passes as if nothing were attached
+//  12  u32 fail mode   what happens to packets while the worker is dead: 0 they pass (open), 1 they are dropped (closed)
+//  16  u64 redirected  packets given to the worker
+//  24  u64 passed      packets that passed because the worker was dead
+//  32  u64 dropped     packets dropped because the worker was dead
+//
+// A 32-bit store cannot tear, so the program never reads half a heartbeat. Any thread may beat; the program counts.
+
+import { monotonicUnits, msToUnits } from './clock.ts'
+import { type Mapping, mmap, munmap, PROT } from './libc.ts'
+
+/** Offsets of the fields in the map's value. */
+export const HEARTBEAT = { BEAT: 0, LIMIT: 4, ENABLED: 8, FAIL: 12, REDIRECTED: 16, PASSED: 24, DROPPED: 32 } as const
+
+/** Bytes of the map's value. */
+export const HEARTBEAT_SIZE = 40
+
+/** What to do with packets while the worker is dead or hangs. */
+export type FailMode = 'open' | 'closed'
+
+/** Packets as the interception program counted them; a super-packet is one. */
+export interface FailCounters {
+  redirected: number
+  passed: number
+  dropped: number
+}
+
+/** A mapped heartbeat; `close` before the thread ends. */
+export class Heartbeat {
+  private readonly words: Int32Array
+  private readonly counters: BigUint64Array
+  private readonly mapping: Mapping
+
+  /** Maps the heartbeat map by its file descriptor, which may be closed afterwards. Throws DetourError. */
+  constructor(mapFd: number) {
+    this.mapping = mmap(mapFd, 4096, PROT.READ | PROT.WRITE, 0, `heartbeat map ${mapFd}`)
+    this.words = new Int32Array(this.mapping.memory, 0, 4)
+    this.counters = new BigUint64Array(this.mapping.memory, HEARTBEAT.REDIRECTED, 3)
+  }
+
+  /** Says that the worker is alive; allocates nothing. */
+  beat(): void {
+    this.words[HEARTBEAT.BEAT / 4] = monotonicUnits()
+  }
+
+  /** Sets limit and fail mode, beats, and turns interception on. */
+  enable(failMode: FailMode, limitMs: number): void {
+    this.words[HEARTBEAT.LIMIT / 4] = msToUnits(limitMs)
+    this.words[HEARTBEAT.FAIL / 4] = failMode === 'closed' ? 1 : 0
+    this.beat()
+    this.words[HEARTBEAT.ENABLED / 4] = 1
+  }
+
+  /** Lets every packet pass from now on, as if nothing were attached. */
+  disable(): void {
+    this.words[HEARTBEAT.ENABLED / 4] = 0
+  }
+
+  /** Reads the program's counters. */
+  read(): FailCounters {
+    const [redirected, passed, dropped] = this.counters
+    return { redirected: Number(redirected), passed: Number(passed), dropped: Number(dropped) }
+  }
+
+  /** Unmaps. NB: nothing of this object may be used afterwards. */
+  close(): void {
+    munmap(this.mapping)
+  }
+}

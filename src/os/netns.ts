@@ -1,0 +1,129 @@
+// Network namespaces and the `ip` and `tc` commands. A namespace belongs to a thread: everything here enters, acts and
+// comes back in one synchronous stretch.
+
+import { type ExecFileSyncOptions, execFileSync } from 'node:child_process'
+import { closeSync, openSync, readdirSync } from 'node:fs'
+import { DetourError } from '../errors.ts'
+import { must, setns } from './libc.ts'
+
+const CLONE_NEWNET = 0x4000_0000
+const NAMED = '/run/netns'
+
+/** The file of a namespace: paths stay as they are, names are those of `ip netns`. */
+export function namespacePath(namespace: string): string {
+  return namespace.includes('/') ? namespace : `${NAMED}/${namespace}`
+}
+
+/**
+ * Runs `fn` with the calling thread inside a namespace (a name or a path; '' is the one it is in) and comes back. `fn` is synchronous; files and sockets
+ * opened in it, and commands run in it, belong to that namespace. Throws DetourError when there is no such namespace.
+ */
+export function inNamespace<T>(namespace: string, fn: () => T): T {
+  if (namespace === '') return fn()
+  const path = namespacePath(namespace)
+  const home = openSync('/proc/thread-self/ns/net', 'r')
+  try {
+    let there: number
+    try {
+      there = openSync(path, 'r')
+    } catch (cause) {
+      throw new DetourError('not-found', `network namespace ${path} does not exist or cannot be opened`, { cause })
+    }
+    try {
+      must(setns(there, CLONE_NEWNET), 'setns', path)
+    } finally {
+      closeSync(there)
+    }
+    try {
+      return fn()
+    } finally {
+      // NB: a thread lost in a foreign namespace would act on the wrong interfaces; ending is the safe answer.
+      if (setns(home, CLONE_NEWNET) < 0) process.abort()
+    }
+  } finally {
+    closeSync(home)
+  }
+}
+
+/** Makes a named namespace with its loopback up. */
+export function createNamespace(name: string): void {
+  ip(['netns', 'add', name])
+  ip(['link', 'set', 'lo', 'up'], name)
+}
+
+/** Removes a named namespace; one that is not there is fine. */
+export function deleteNamespace(name: string): void {
+  if (listNamespaces().includes(name)) ip(['netns', 'del', name])
+}
+
+/** Names of the named namespaces. */
+export function listNamespaces(): string[] {
+  try {
+    return readdirSync(NAMED)
+  } catch {
+    return []
+  }
+}
+
+function run(command: string, args: string[], namespace: string, input?: string): string {
+  const options: ExecFileSyncOptions = { encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], input }
+  try {
+    return inNamespace(namespace, () => execFileSync(command, args, options)) as string
+  } catch (cause) {
+    if (cause instanceof DetourError) throw cause
+    const { code, stderr } = cause as { code?: string; stderr?: string }
+    if (code === 'ENOENT')
+      throw new DetourError('unsupported', `command ${command} is not installed (package iproute2)`)
+    const where = namespace === '' ? '' : ` (in namespace ${namespace})`
+    const what = `${command} ${args.join(' ')}${input === undefined ? '' : ` <<< ${input.trim().replaceAll('\n', '; ')}`}`
+    throw new DetourError('system', `${what}${where}: ${stderr?.trim() || 'failed without a word'}`, { cause })
+  }
+}
+
+/** Runs `ip` and returns what it printed. Throws DetourError with the command and its stderr. */
+export function ip(args: string[], namespace = ''): string {
+  return run('ip', args, namespace)
+}
+
+/** Runs many `ip` commands in one process; stops at the first that fails. */
+export function ipBatch(commands: string[], namespace = ''): void {
+  run('ip', ['-batch', '-'], namespace, `${commands.join('\n')}\n`)
+}
+
+/** Runs `tc` and returns what it printed. Throws DetourError with the command and its stderr. */
+export function tc(args: string[], namespace = ''): string {
+  return run('tc', args, namespace)
+}
+
+/** What is known of an interface. */
+export interface LinkInfo {
+  name: string
+  index: number
+  /** `ether` for Ethernet. */
+  type: string
+  mac: string
+  mtu: number
+  /** IPv4 and IPv6 addresses without prefix length, link-local ones included. */
+  addresses: string[]
+}
+
+/** Reads an interface's index, MAC, MTU and addresses. Throws DetourError when there is no such interface. */
+export function linkInfo(name: string, namespace = ''): LinkInfo {
+  let link: Record<string, any>
+  try {
+    link = JSON.parse(ip(['-j', 'address', 'show', 'dev', name], namespace))[0]
+  } catch (cause) {
+    if (!(cause instanceof DetourError) || !/does not exist|Cannot find/.test(cause.message)) throw cause
+    throw new DetourError('not-found', `interface ${name} does not exist in namespace ${namespace || '(current)'}`, {
+      cause,
+    })
+  }
+  return {
+    name,
+    index: link.ifindex,
+    type: link.link_type,
+    mac: link.address,
+    mtu: link.mtu,
+    addresses: (link.addr_info as { local: string }[]).map(info => info.local),
+  }
+}
