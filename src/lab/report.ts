@@ -1,0 +1,85 @@
+// The laboratory's report: what a run found out, and the folder it is written to.
+
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { AttachmentRow, FlowRow, UnderlayRow } from '../control/source.ts'
+import { renderPage } from './page.ts'
+import type { Role } from './topology.ts'
+import type { Bulk, ProbeRecord } from './traffic.ts'
+
+/** What one step should do, and what it did. */
+export interface StepResult {
+  name: string
+  expectation: string
+  /** Null when the step was not reached. */
+  ok: boolean | null
+  observed: string
+  ms: number
+}
+
+/** A stage's counters as the control socket tells them. */
+export interface StageRow {
+  worker: string
+  stage: string
+  inPackets: number
+  inBytes: number
+  outPackets: number
+  outBytes: number
+  drops: number
+}
+
+/** Packets that one stage dropped for one reason. */
+export interface DropRow {
+  worker: string
+  stage: string
+  reason: string
+  text: string
+  packets: number
+}
+
+/** What a running face told on its control socket at one moment. */
+export interface FaceSnapshot {
+  face: string
+  stages: StageRow[]
+  drops: DropRow[]
+  flows: FlowRow[]
+  attachments: AttachmentRow[]
+  underlay: UnderlayRow[]
+}
+
+/** The kernel's own counters of an interface; receive and transmit as its namespace sees them. */
+export interface LinkCounters {
+  rxPackets: number
+  rxBytes: number
+  txPackets: number
+  txBytes: number
+}
+
+export interface LabReport {
+  /** When the run began, ISO 8601. */
+  startedAt: string
+  machine: { kernel: string; cpus: number; cpuModel: string; memoryGib: number; node: string; detour: string }
+  options: { profile: string; family: 'IPv4' | 'IPv6'; failMode: 'open' | 'closed' }
+  places: Record<Role, { namespace: string; interface: string; address: string }>
+  steps: StepResult[]
+  /** Taken after the bulk transfer through the tunnel. */
+  links: Partial<Record<Role, LinkCounters>>
+  faces: FaceSnapshot[]
+  throughput: { label: string; bulk: Bulk }[]
+  probe: { intervalMs: number; records: ProbeRecord[]; events: { atMs: number; label: string }[] } | null
+  captures: { file: string; text: string }[]
+}
+
+/** True when every step was reached and did what it should. */
+export function passed(report: LabReport): boolean {
+  return report.steps.length > 0 && report.steps.every(step => step.ok === true)
+}
+
+/** Writes `index.html`, which needs nothing else, and `report.json` to the folder; returns the page's path. */
+export function writeReport(folder: string, report: LabReport): string {
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'report.json'), `${JSON.stringify(report, null, 1)}\n`)
+  const page = join(folder, 'index.html')
+  writeFileSync(page, renderPage(report))
+  return page
+}
