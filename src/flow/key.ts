@@ -4,18 +4,38 @@
 //   word 1      port A << 16 | port B
 //   words 2-5   address A (IPv4: the first word)
 //   words 6-9   address B
+//
+// End A is the smaller one: by address, then by port. What stands for ports where there are none:
+//
+//   echo and other queries     the identifier, at both ends, so that request and reply share a key
+//   other ICMP messages        type << 8 | code, at both ends
+//   ICMP errors                all of the key is that of the packet they quote, seen from the other side; when too little
+//                              is quoted, an error is an "other message" between its own addresses
+//   non-first fragments        those of the first fragment; 0 when it was not seen before them, or too long ago
+//   whatever else              0
 
-import type { DropReason } from '../drop.ts'
-import type { Pool } from '../memory/pool.ts'
+import { DROP, type DropReason } from '../drop.ts'
+import { KEY_WORDS, type Pool } from '../memory/pool.ts'
+import { i32 } from '../wire/bytes.ts'
+import * as icmp from '../wire/icmp.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
 import type { FragmentTable } from './fragments.ts'
-import type { Seed } from './hash.ts'
+import { hashKey, type Seed } from './hash.ts'
 
-/** Offsets of a key's words. */
+/** Offsets of a key's words, and how many there are. */
 export const KEY = { KIND: 0, PORTS: 1, A: 2, B: 6, WORDS: 10 } as const
 
+const { PROTOCOL } = ipv4
+const DCCP = 33
+const UDP_LITE = 136
+const TIMESTAMP_REQUEST = 13
+const MASK_REPLY = 18
+const SIGN = 1 << 31
+
 /**
- * Writes key, hash and `reversed` of a frame whose headers pipeline/parse has checked. Returns 0 or a drop reason. The
- * key holds the frame's attachment number only `withAttachment`: a gateway has none.
+ * Writes key, hash and `reversed` of a frame whose headers pipeline/parse has checked; its attachment number is part of
+ * the key only `withAttachment`. Fragments are remembered by the frame's time. Returns 0 or a drop reason.
  */
 export function readKey(
   pool: Pool,
@@ -24,5 +44,174 @@ export function readKey(
   seed: Seed,
   withAttachment: boolean,
 ): DropReason {
+  const b = pool.bytes
+  const network = pool.network[frame]
+  const version = b[network] >>> 4
+  if (version !== 4 && version !== 6) return DROP.NOT_IP
+  const transport = pool.transport[frame]
+  const protocol = pool.protocol[frame]
+  const end = packetEnd(b, network, version, pool.start[frame] + pool.length[frame])
+  const attachment = withAttachment ? pool.attachment[frame] : 0
+  const nowMs = pool.time[frame] | 0
+  const at = frame * KEY_WORDS
+  let reversed = -1
+  if (transport !== 0 && isError(b, version, protocol, transport, end))
+    reversed = quotedKey(pool.key, at, b, transport + icmp.QUOTE, end, version, attachment, fragments, nowMs, seed)
+  if (reversed < 0) {
+    let ports = portsAt(b, version, protocol, transport, end)
+    if (nameFragment(fragments, b, network, version, protocol, attachment, end)) {
+      if (transport === 0) ports = fragments.find(nowMs, seed)
+      else fragments.store(ports, nowMs, seed)
+    }
+    reversed = writeKey(pool.key, at, b, network, version, protocol, attachment, ports)
+  }
+  pool.reversed[frame] = reversed
+  pool.hash[frame] = hashKey(pool.key, at, seed)
   return 0
+}
+
+// Writes the key of the packet at `network`, which an ICMP error quotes. Returns 1 when the error travels from B to A,
+// or -1 when too little is quoted.
+function quotedKey(
+  keys: Int32Array,
+  at: number,
+  b: Uint8Array,
+  network: number,
+  limit: number,
+  version: number,
+  attachment: number,
+  fragments: FragmentTable,
+  nowMs: number,
+  seed: Seed,
+): number {
+  const bad = version === 4 ? ipv4.checkQuoted(b, network, limit) : ipv6.checkQuoted(b, network, limit)
+  if (bad !== 0) return -1
+  const end = packetEnd(b, network, version, limit)
+  const protocol = version === 4 ? ipv4.protocol(b, network) : ipv6.transportProtocol(b, network, end)
+  const transport = version === 4 ? transport4(b, network) : ipv6.transportAt(b, network, end)
+  if (protocol < 0 || transport < 0) return -1
+  let ports = 0
+  if (transport !== 0) {
+    if (transport + portBytes(protocol) > end || isError(b, version, protocol, transport, end)) return -1
+    ports = portsAt(b, version, protocol, transport, end)
+  } else if (nameFragment(fragments, b, network, version, protocol, attachment, end)) {
+    ports = fragments.find(nowMs, seed)
+  }
+  return 1 - writeKey(keys, at, b, network, version, protocol, attachment, ports)
+}
+
+// Writes the key of the packet at `network`, whose ports are source << 16 | destination. Returns 1 when its source is end B.
+function writeKey(
+  keys: Int32Array,
+  at: number,
+  b: Uint8Array,
+  network: number,
+  version: number,
+  protocol: number,
+  attachment: number,
+  ports: number,
+): number {
+  const words = version === 4 ? 1 : 4
+  const source = network + (version === 4 ? ipv4.SOURCE : ipv6.SOURCE)
+  let order = 0
+  for (let i = 0; i < 4; i++) {
+    const from = i < words ? i32(b, source + (i << 2)) : 0
+    const to = i < words ? i32(b, source + ((i + words) << 2)) : 0
+    keys[at + KEY.A + i] = from
+    keys[at + KEY.B + i] = to
+    if (order === 0 && from !== to) order = (from ^ SIGN) > (to ^ SIGN) ? 1 : -1
+  }
+  const swapped = (ports << 16) | (ports >>> 16)
+  const reversed = order === 0 ? ports >>> 16 > (ports & 0xffff) : order > 0
+  keys[at + KEY.KIND] = (version << 24) | (protocol << 16) | attachment
+  keys[at + KEY.PORTS] = reversed ? swapped : ports
+  if (!reversed) return 0
+  for (let i = 0; i < words; i++) {
+    const from = keys[at + KEY.A + i]
+    keys[at + KEY.A + i] = keys[at + KEY.B + i]
+    keys[at + KEY.B + i] = from
+  }
+  return 1
+}
+
+// Writes the name of the fragmented datagram to which the packet belongs; false when it is no fragment.
+function nameFragment(
+  fragments: FragmentTable,
+  b: Uint8Array,
+  network: number,
+  version: number,
+  protocol: number,
+  attachment: number,
+  end: number,
+): boolean {
+  const { name } = fragments
+  if (version === 4) {
+    if (!ipv4.isFragment(b, network)) return false
+    name[1] = ipv4.identification(b, network)
+    name.fill(0, KEY.A)
+    name[KEY.A] = ipv4.source(b, network)
+    name[KEY.B] = ipv4.destination(b, network)
+  } else {
+    const fragment = ipv6.fragmentAt(b, network, end)
+    if (fragment === 0) return false
+    name[1] = ipv6.fragmentIdentification(b, fragment)
+    for (let i = 0; i < 8; i++) name[KEY.A + i] = ipv6.word(b, network, i)
+  }
+  name[KEY.KIND] = (version << 24) | (protocol << 16) | attachment
+  return true
+}
+
+// What stands for source port << 16 | destination port of the transport header at `at`.
+function portsAt(b: Uint8Array, version: number, protocol: number, at: number, end: number): number {
+  if (at === 0 || at + portBytes(protocol) > end) return 0
+  if (hasPorts(protocol)) return i32(b, at)
+  if (!isIcmp(version, protocol)) return 0
+  const type = icmp.type(b, at)
+  const both = isQuery(version, type) ? icmp.identifier(b, at) : (type << 8) | icmp.code(b, at)
+  return (both << 16) | both
+}
+
+// Bytes of a transport header that portsAt reads.
+function portBytes(protocol: number): number {
+  return hasPorts(protocol) ? 4 : protocol === PROTOCOL.ICMP || protocol === PROTOCOL.ICMPV6 ? icmp.HEADER : 0
+}
+
+/** True for transport protocols whose header begins with source and destination port. */
+export function hasPorts(protocol: number): boolean {
+  switch (protocol) {
+    case PROTOCOL.TCP:
+    case PROTOCOL.UDP:
+    case PROTOCOL.SCTP:
+    case DCCP:
+    case UDP_LITE:
+      return true
+    default:
+      return false
+  }
+}
+
+function isIcmp(version: number, protocol: number): boolean {
+  return protocol === (version === 4 ? PROTOCOL.ICMP : PROTOCOL.ICMPV6)
+}
+
+function isError(b: Uint8Array, version: number, protocol: number, at: number, end: number): boolean {
+  if (!isIcmp(version, protocol) || at + icmp.HEADER > end) return false
+  return version === 4 ? icmp.isError4(icmp.type(b, at)) : icmp.isError6(icmp.type(b, at))
+}
+
+// Queries carry an identifier: echo, and timestamp, information and mask of RFC 792 and RFC 950.
+function isQuery(version: number, type: number): boolean {
+  if (version === 6) return type === icmp.TYPE6.ECHO_REQUEST || type === icmp.TYPE6.ECHO_REPLY
+  if (type === icmp.TYPE4.ECHO_REQUEST || type === icmp.TYPE4.ECHO_REPLY) return true
+  return type >= TIMESTAMP_REQUEST && type <= MASK_REPLY
+}
+
+function transport4(b: Uint8Array, network: number): number {
+  return ipv4.fragmentOffset(b, network) === 0 ? network + ipv4.headerLength(b, network) : 0
+}
+
+// The packet's own idea of its end, but never beyond `limit`: a frame may be padded, a quote cut off.
+function packetEnd(b: Uint8Array, network: number, version: number, limit: number): number {
+  const length = version === 4 ? ipv4.totalLength(b, network) : ipv6.HEADER + ipv6.payloadLength(b, network)
+  return Math.min(limit, network + length)
 }
