@@ -47,6 +47,7 @@ const REASONS = {
   NOT_IP: 'neither IPv4 nor IPv6',
   POLICY: 'a rule says drop',
   RESET: 'a rule says reset',
+  ENDPOINT_DOWN: 'the endpoint does not answer and the attachment fails closed',
   FLOW_TABLE_FULL: 'the flow table is full',
   UNKNOWN_FLOW: 'a packet returned for a flow that was never sent out',
   UNKNOWN_ATTACHMENT: 'a packet returned for no attachment of this worker',

@@ -39,6 +39,9 @@ export interface Device {
   /** Takes every frame of the batch and empties it: sent and freed, or counted as dropped and freed. */
   transmit(batch: Batch): void
 
+  /** Announces that the thread is about to wait for `fd`; false when something is there already. Devices that the kernel wakes have none. */
+  sleep?(): boolean
+
   /** Lets go of what the device holds. */
   close(): void
 }

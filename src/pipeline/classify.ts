@@ -8,10 +8,12 @@ import { readKey } from '../flow/key.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
+import { isGroup } from '../wire/ethernet.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
+import { ARRIVING } from './attachments.ts'
 import { parse } from './parse.ts'
 
 export interface ClassifyOptions {
@@ -83,15 +85,16 @@ const DHCP_SERVER = 67
 const DHCP_CLIENT = 68
 const DHCP6_CLIENT = 546
 const DHCP6_SERVER = 547
-const MLD_FIRST = 130
-const MLD_LAST = 132
-const MLD2_REPORT = 143
 
-/** Neighbour discovery (RFC 4861), MLD (RFC 3810), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link. */
+/**
+ * Neighbour discovery (RFC 4861), MLD (RFC 3810), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link; so does a
+ * group-addressed frame that arrives, because its addresses do not say which pod it was for.
+ */
 function isLocal(pool: Pool, frame: number): boolean {
   const at = pool.transport[frame]
-  if (at === 0) return false
   const b = pool.bytes
+  if (pool.direction[frame] === ARRIVING && isGroup(b, pool.start[frame])) return true
+  if (at === 0) return false
   const protocol = pool.protocol[frame]
   if (protocol === ipv4.PROTOCOL.UDP) {
     const port = udp.destinationPort(b, at)
@@ -100,7 +103,8 @@ function isLocal(pool: Pool, frame: number): boolean {
   }
   if (protocol !== ipv4.PROTOCOL.ICMPV6 || b[pool.network[frame]] >> 4 !== 6) return false
   const type = icmp.type(b, at)
-  return icmp.isDiscovery6(type) || (type >= MLD_FIRST && type <= MLD_LAST) || type === MLD2_REPORT
+  const { MLD_QUERY, MLD_DONE, MLDV2_REPORT } = icmp.TYPE6
+  return icmp.isDiscovery6(type) || (type >= MLD_QUERY && type <= MLD_DONE) || type === MLDV2_REPORT
 }
 
 /** True where ICMP may not answer: group and unspecified addresses (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e). */

@@ -14,10 +14,7 @@ import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
 import * as vxlan from '../wire/vxlan.ts'
 import { parse } from './parse.ts'
-import { METADATA, type TunnelConfig } from './tunnel.ts'
-
-/** The attachment of a returned frame whose tunnel header does not say. */
-export const NO_ATTACHMENT = 0xffff
+import type { TunnelConfig } from './tunnel.ts'
 
 export interface DecapOptions {
   /** Accept any outer source and destination and any VNI, as an endpoint does; otherwise only the tunnel's own. */
@@ -153,7 +150,7 @@ export class Decap {
     const gso = pool.gso[frame]
     if (gso !== GSO.NONE && (gso & GSO.TUNNEL) === 0) return DROP.OFFLOAD
     pool.outerTransport[frame] = transport
-    if (!this.keep) this.strip(frame, tunnel, inner, end)
+    if (!this.keep) this.strip(frame, inner, end)
     return 0
   }
 
@@ -212,18 +209,8 @@ export class Decap {
     return 0
   }
 
-  private strip(frame: number, tunnel: number, inner: number, end: number): void {
+  private strip(frame: number, inner: number, end: number): void {
     const { pool } = this
-    const b = pool.bytes
-    pool.attachment[frame] = NO_ATTACHMENT
-    if (this.geneve) {
-      const option = geneve.findOption(b, tunnel, METADATA.CLASS, METADATA.TYPE)
-      if (option !== 0 && geneve.optionLength(b, option) === METADATA.DATA) {
-        const data = option + geneve.OPTION
-        pool.attachment[frame] = (b[data] << 8) | b[data + 1]
-        pool.direction[frame] = b[data + 2] & 1
-      }
-    }
     pool.start[frame] = inner
     pool.length[frame] = end - inner
     pool.outerTransport[frame] = 0

@@ -181,7 +181,7 @@ export function outerTemplate(tunnel: TunnelConfig): Uint8Array {
   if (tunnel.kind === 'vxlan') vxlan.write(b, at, tunnel.vni)
   else {
     const options = optionBytes(tunnel)
-    geneve.write(b, at, options, 0, 0, ETHERTYPE.TEB, tunnel.vni)
+    geneve.write(b, at, options, false, false, ETHERTYPE.TEB, tunnel.vni)
     if (options !== 0) geneve.writeOption(b, at + geneve.HEADER, METADATA.CLASS, METADATA.TYPE, METADATA.DATA)
   }
   return b

@@ -1,0 +1,109 @@
+// The decision: looks the flow up, decides a new one by policy, and sorts frames into steered, passed and dropped.
+
+import { DROP } from '../drop.ts'
+import type { Policy } from '../flow/policy.ts'
+import type { FlowTable } from '../flow/table.ts'
+import { VERDICT } from '../flow/verdict.ts'
+import type { Batch } from '../memory/batch.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import { GSO, KEY_WORDS, type Pool } from '../memory/pool.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as tcp from '../wire/tcp.ts'
+
+/** Packets that a frame stands for: the segments of a super-packet, otherwise one. */
+export function packetsOf(pool: Pool, frame: number): number {
+  if (pool.gso[frame] === GSO.NONE) return 1
+  const size = pool.gsoSize[frame]
+  const bytes = pool.start[frame] + pool.length[frame] - pool.payload[frame]
+  return size > 0 && bytes > size ? Math.ceil(bytes / size) : 1
+}
+
+/** The stage that decides; needs key, hash and attachment. */
+export class Decide {
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly table: FlowTable
+  private readonly policy: Policy
+  private readonly pass: Batch | undefined
+  /** False while the endpoint does not answer: the attachment's fail mode decides instead of the policy. */
+  endpointUp = true
+  /** 1 for attachments that fail closed, by attachment number. */
+  readonly failClosed: Uint8Array
+
+  /** `pass` takes the frames that go back untouched; without it they are steered like the rest. */
+  constructor(
+    pool: Pool,
+    counters: StageCounters,
+    table: FlowTable,
+    policy: Policy,
+    pass?: Batch,
+    failClosed?: Uint8Array,
+  ) {
+    this.pool = pool
+    this.counters = counters
+    this.table = table
+    this.policy = policy
+    this.pass = pass
+    this.failClosed = failClosed ?? new Uint8Array(0)
+  }
+
+  /** Steered frames stay in the batch, passed ones leave by the side outlet. */
+  run(batch: Batch): void {
+    const { pool, counters, table, pass } = this
+    const { frames, length } = batch
+    let kept = 0
+    let dropped = 0
+    let bytes = 0
+    let droppedBytes = 0
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      const size = pool.length[frame]
+      bytes += size
+      const row = this.row(frame)
+      let reason = 0
+      let verdict: number = VERDICT.STEER
+      if (row < 0) reason = DROP.FLOW_TABLE_FULL
+      else {
+        pool.flow[frame] = row
+        table.touch(row, pool.reversed[frame], packetsOf(pool, frame), size)
+        if (pool.protocol[frame] === ipv4.PROTOCOL.TCP && pool.transport[frame] !== 0)
+          table.tcpFlags(row, pool.reversed[frame], tcp.flags(pool.bytes, pool.transport[frame]))
+        verdict = table.verdict(row)
+        if (verdict === VERDICT.DROP) reason = DROP.POLICY
+      }
+      if (reason === 0 && verdict === VERDICT.STEER && !this.endpointUp) {
+        if (this.failClosed[pool.attachment[frame]] === 1) reason = DROP.ENDPOINT_DOWN
+        else verdict = VERDICT.PASS
+      }
+      if (reason !== 0) {
+        dropped++
+        droppedBytes += size
+        counters.dropped(reason)
+        pool.free(frame)
+      } else if (verdict === VERDICT.PASS && pass !== undefined) {
+        pass.push(frame)
+      } else {
+        frames[kept++] = frame
+      }
+    }
+    counters.received(length, bytes)
+    counters.sent(length - dropped, bytes - droppedBytes)
+    batch.length = kept
+  }
+
+  /** The flow's row; a new flow is decided and entered. -1 when the table is full. */
+  private row(frame: number): number {
+    const { pool, table, policy } = this
+    const at = frame * KEY_WORDS
+    const hash = pool.hash[frame]
+    const known = table.find(pool.key, at, hash)
+    if (known >= 0) return known
+    const row = table.insert(pool.key, at, hash, pool.reversed[frame])
+    if (row < 0) return row
+    const rule = policy.match(pool.key, at, pool.reversed[frame])
+    table.setRule(row, rule)
+    table.setVerdict(row, policy.verdict(rule))
+    table.setCookie(row, hash)
+    return row
+  }
+}

@@ -1,0 +1,129 @@
+// Path MTU: a packet that the tunnel cannot carry is answered as a router would (RFC 1191, RFC 4443 section 3.2), so that its
+// sender learns, and is never lost in silence.
+
+import { DROP } from '../drop.ts'
+import type { Batch } from '../memory/batch.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import { GSO, type Pool } from '../memory/pool.ts'
+import * as ethernet from '../wire/ethernet.ts'
+import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
+import * as icmp from '../wire/icmp.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
+import { isUnanswerable } from './classify.ts'
+
+/** How much of a packet an ICMPv4 error quotes: up to 576 bytes in all (RFC 1812 section 4.3.2.3). */
+const QUOTE4 = 576 - ipv4.HEADER - icmp.HEADER
+/** The same for ICMPv6: up to the minimum MTU (RFC 4443 section 2.4 c). */
+const QUOTE6 = 1280 - ipv6.HEADER - icmp.HEADER
+const TTL = 64
+
+/** The stage that lets through what fits and answers what does not. */
+export class Fit {
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly reply: Batch
+  /** Largest inner IP datagram in bytes; may be lowered while packets flow. */
+  mtu: number
+
+  /** `reply` takes the ICMP answers: frames for the device that the packet came from. */
+  constructor(pool: Pool, counters: StageCounters, mtu: number, reply: Batch) {
+    this.pool = pool
+    this.counters = counters
+    this.mtu = mtu
+    this.reply = reply
+  }
+
+  run(batch: Batch): void {
+    const { pool, counters, mtu } = this
+    const { frames, length } = batch
+    let kept = 0
+    let bytes = 0
+    let keptBytes = 0
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      bytes += pool.length[frame]
+      if (datagramBytes(pool, frame) <= mtu) {
+        keptBytes += pool.length[frame]
+        frames[kept++] = frame
+      } else {
+        this.refuse(frame)
+      }
+    }
+    counters.received(length, bytes)
+    counters.sent(kept, keptBytes)
+    batch.length = kept
+  }
+
+  /** Answers and drops one frame. */
+  private refuse(frame: number): void {
+    const { pool, counters } = this
+    const answer = mayAnswer(pool, frame) ? pool.alloc() : -1
+    if (answer >= 0) {
+      this.answer(frame, answer)
+      counters.created(1)
+      counters.sent(1, pool.length[answer])
+      this.reply.push(answer)
+      counters.dropped(DROP.TOO_BIG)
+    } else counters.dropped(DROP.TOO_BIG_SILENT)
+    pool.free(frame)
+  }
+
+  private answer(frame: number, answer: number): void {
+    const { pool, mtu } = this
+    const b = pool.bytes
+    const from = pool.start[frame]
+    const to = pool.start[answer]
+    const network = pool.network[frame]
+    const four = b[network] >> 4 === 4
+    const room = four ? QUOTE4 : QUOTE6
+    const bytes = from + pool.length[frame] - network
+    const quoted = bytes < room ? bytes : room
+    pool.copyMetadata(frame, answer)
+    ethernet.copyAddress(b, to + ethernet.DESTINATION, from + ethernet.SOURCE)
+    ethernet.copyAddress(b, to + ethernet.SOURCE, from + ethernet.DESTINATION)
+    const ip = to + ETHERNET
+    const message = ip + (four ? ipv4.HEADER : ipv6.HEADER)
+    const end = message + icmp.HEADER + quoted
+    b.copyWithin(message + icmp.HEADER, network, network + quoted)
+    if (four) {
+      ethernet.setType(b, to, ETHERTYPE.IPV4)
+      const source = ipv4.destination(b, network)
+      const destination = ipv4.source(b, network)
+      ipv4.write(b, ip, ipv4.HEADER, 0, end - ip, 0, ipv4.DONT_FRAGMENT, TTL, ipv4.PROTOCOL.ICMP, source, destination)
+      icmp.write(b, message, icmp.TYPE4.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, mtu)
+      icmp.updateChecksum4(b, message, end)
+    } else {
+      ethernet.setType(b, to, ETHERTYPE.IPV6)
+      ipv6.write(b, ip, 0, 0, end - message, ipv4.PROTOCOL.ICMPV6, TTL)
+      b.copyWithin(ip + ipv6.SOURCE, network + ipv6.DESTINATION, network + ipv6.DESTINATION + 16)
+      b.copyWithin(ip + ipv6.DESTINATION, network + ipv6.SOURCE, network + ipv6.SOURCE + 16)
+      icmp.write(b, message, icmp.TYPE6.PACKET_TOO_BIG, 0, mtu)
+      icmp.updateChecksum6(b, ip, message, end)
+    }
+    pool.length[answer] = end - to
+    pool.network[answer] = ip
+    pool.transport[answer] = message
+  }
+}
+
+/** Bytes of the largest IP datagram that a frame becomes on the wire. */
+function datagramBytes(pool: Pool, frame: number): number {
+  const network = pool.network[frame]
+  if (pool.gso[frame] !== GSO.NONE) return pool.payload[frame] - network + pool.gsoSize[frame]
+  const b = pool.bytes
+  if (b[network] >> 4 === 4) return ipv4.totalLength(b, network)
+  return ipv6.HEADER + ipv6.payloadLength(b, network)
+}
+
+/** RFC 1122 section 3.2.2 and RFC 4443 section 2.4: no error about an error, a fragment but the first, or a group address. */
+function mayAnswer(pool: Pool, frame: number): boolean {
+  const b = pool.bytes
+  const network = pool.network[frame]
+  const at = pool.transport[frame]
+  if (at === 0 || ethernet.isGroup(b, pool.start[frame]) || isUnanswerable(b, network)) return false
+  const protocol = pool.protocol[frame]
+  if (protocol === ipv4.PROTOCOL.ICMP) return !icmp.isError4(icmp.type(b, at))
+  if (protocol === ipv4.PROTOCOL.ICMPV6) return !icmp.isError6(icmp.type(b, at))
+  return true
+}

@@ -1,0 +1,168 @@
+// The node's two legs: toward the endpoint (from each pod's device) and the return (from the underlay).
+
+import type { CAPABILITY, Device } from '../device/device.ts'
+import { FragmentTable } from '../flow/fragments.ts'
+import type { Seed } from '../flow/hash.ts'
+import { Policy, type PolicyHandle } from '../flow/policy.ts'
+import { FlowTable, type FlowTableHandle } from '../flow/table.ts'
+import { Batch } from '../memory/batch.ts'
+import type { Counters } from '../memory/counters.ts'
+import type { Pool } from '../memory/pool.ts'
+import { AttachmentIndex, MAX_ATTACHMENTS, PROBE_ATTACHMENT } from './attachments.ts'
+import { Classify } from './classify.ts'
+import { Complete } from './complete.ts'
+import { Decap } from './decap.ts'
+import { Decide } from './decide.ts'
+import { Encap } from './encap.ts'
+import { Fit } from './fit.ts'
+import type { Leg } from './loop.ts'
+import { Probe, PROBE_MAC, type ProbeOptions } from './probe.ts'
+import { Restore } from './restore.ts'
+import { Split } from './split.ts'
+import { innerMtu, type TunnelConfig } from './tunnel.ts'
+
+export interface ForwarderOptions {
+  tunnel: TunnelConfig
+  /** MTU of the underlay in bytes. */
+  underlayMtu: number
+  flows: FlowTableHandle
+  seed: Seed
+  policy: PolicyHandle
+  probe: ProbeOptions
+}
+
+/** A pod's device and what came back for it in this breath. */
+interface Pod {
+  device: Device
+  out: Complete
+  returned: Batch
+}
+
+/** Both legs of one worker: that thread only. */
+export class Forwarder {
+  readonly table: FlowTable
+  readonly underlayLeg: Leg
+  private readonly pool: Pool
+  private readonly fragments = new FragmentTable()
+  private readonly index: AttachmentIndex
+  private readonly classify: Classify
+  private readonly decide: Decide
+  private readonly fit: Fit
+  private readonly encap: Encap
+  private readonly restore: Restore
+  private readonly decap: Decap
+  private readonly probe: Probe
+  private readonly underlayOut: Complete
+  private readonly podCounters: ReturnType<Counters['stage']>
+  /** Frames for the device that they came from: local, passed, ICMP answers. */
+  private readonly back = new Batch()
+  private readonly pods: (Pod | undefined)[] = []
+  private readonly touched = new Batch(MAX_ATTACHMENTS)
+
+  constructor(pool: Pool, counters: Counters, underlay: Device, options: ForwarderOptions) {
+    this.pool = pool
+    this.table = new FlowTable(options.flows)
+    this.index = new AttachmentIndex(pool)
+    const { fragments, table, index, back } = this
+    const { tunnel, seed } = options
+    const mtu = innerMtu(tunnel, options.underlayMtu)
+    this.classify = new Classify(pool, counters.stage('classify'), { fragments, seed, withAttachment: true, local: back })
+    const failClosed = new Uint8Array(MAX_ATTACHMENTS)
+    this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), back, failClosed)
+    this.fit = new Fit(pool, counters.stage('fit'), mtu, back)
+    this.encap = new Encap(pool, counters.stage('encap'), tunnel)
+    this.underlayOut = new Complete(pool, counters.stage('complete underlay'), underlay)
+    this.probe = new Probe(pool, this.encap, batch => this.underlayOut.run(batch), options.probe)
+    if (options.probe.intervalMs > 0) index.set(PROBE_ATTACHMENT, PROBE_MAC)
+    const decapOptions = { anyPeer: false, keep: false, anyInner: false }
+    this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)
+    const probes = this.probe.returned
+    this.restore = new Restore(pool, counters.stage('restore'), { table, fragments, seed, attachments: index, probes })
+    this.podCounters = counters.stage('complete pod')
+    const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
+    this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
+  }
+
+  /** Serves a pod's device; returns the leg for the loop. Attachment numbers are below MAX_ATTACHMENTS. */
+  attach(attachment: number, device: Device, mac: Uint8Array, failClosed: boolean): Leg {
+    const out = new Complete(this.pool, this.podCounters, device)
+    this.pods[attachment] = { device, out, returned: new Batch() }
+    this.index.set(attachment, mac)
+    this.decide.failClosed[attachment] = failClosed ? 1 : 0
+    return { device, run: batch => this.goOut(batch, attachment, out) }
+  }
+
+  /** Serves it no more, and returns its device. */
+  detach(attachment: number): Device | undefined {
+    const pod = this.pods[attachment]
+    this.pods[attachment] = undefined
+    this.index.delete(attachment)
+    return pod?.device
+  }
+
+  /** Whether the endpoint answers. */
+  get endpointUp(): boolean {
+    return this.decide.endpointUp
+  }
+
+  get probes(): { sent: number; answered: number } {
+    return this.probe
+  }
+
+  /** Once a tick: time, expiry, probe. `now` in ms. */
+  tick(now: number): void {
+    this.table.now = now
+    this.fragments.now = now
+    this.table.expire(EXPIRE_BUDGET)
+    this.decide.endpointUp = this.probe.tick(now)
+  }
+
+  private goOut(batch: Batch, attachment: number, out: Complete): void {
+    const { pool, index, back } = this
+    const { frames, length } = batch
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      // NB: a frame that neither leaves nor arrives by its addresses (promiscuous, group) arrives.
+      const known = index.assign(frame) && pool.attachment[frame] === attachment
+      if (!known) pool.direction[frame] = 1
+      pool.attachment[frame] = attachment
+    }
+    this.classify.run(batch)
+    this.decide.run(batch)
+    this.fit.run(batch)
+    this.encap.run(batch)
+    if (batch.length > 0) this.underlayOut.run(batch)
+    if (back.length > 0) out.run(back)
+  }
+
+  private comeBack(batch: Batch): void {
+    const { pool, pods, touched } = this
+    this.decap.run(batch)
+    this.restore.run(batch)
+    const { frames, length } = batch
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      const attachment = pool.attachment[frame]
+      const pod = pods[attachment] as Pod
+      if (pod.returned.length === 0) touched.push(attachment)
+      pod.returned.push(frame)
+    }
+    batch.length = 0
+    for (let i = 0; i < touched.length; i++) {
+      const pod = pods[touched.frames[i]] as Pod
+      pod.out.run(pod.returned)
+    }
+    touched.length = 0
+    this.probe.collect(performance.now())
+  }
+}
+
+/** Flow rows looked at in a tick: at a tick of 50 ms a million rows take 13 s. */
+const EXPIRE_BUDGET = 4096
+
+/** CAPABILITY bits by name, for people. */
+export function capabilityNames(capabilities: number, table: typeof CAPABILITY): string[] {
+  return Object.entries(table)
+    .filter(([, bit]) => (capabilities & bit) !== 0)
+    .map(([name]) => name.toLowerCase().replaceAll('_', '-'))
+}

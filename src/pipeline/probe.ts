@@ -1,0 +1,98 @@
+// The endpoint probe: a small UDP packet that goes through the tunnel as pods' packets do and must come back.
+
+import { Batch } from '../memory/batch.ts'
+import type { Pool } from '../memory/pool.ts'
+import * as ethernet from '../wire/ethernet.ts'
+import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as udp from '../wire/udp.ts'
+import { LEAVING, PROBE_ATTACHMENT } from './attachments.ts'
+import type { Encap } from './encap.ts'
+
+/** The probe's own Ethernet address, locally administered. */
+export const PROBE_MAC = Uint8Array.of(0x02, 0xde, 0x70, 0, 0, 1)
+
+/** RFC 2544's benchmarking addresses, which no pod has; the echo port. */
+const SOURCE = 0xc6120001 | 0
+const DESTINATION = 0xc6120002 | 0
+const PORT = 7
+const DATA = 8
+
+export interface ProbeOptions {
+  /** Milliseconds between probes; 0 turns them off, and the endpoint counts as up. */
+  intervalMs: number
+  /** Silence after which the endpoint counts as down. */
+  limitMs: number
+}
+
+/** Sends probes and judges by what returns; one a tunnel. */
+export class Probe {
+  readonly returned = new Batch()
+  sent = 0
+  answered = 0
+  private readonly pool: Pool
+  private readonly encap: Encap
+  private readonly transmit: (batch: Batch) => void
+  private readonly options: ProbeOptions
+  private readonly outgoing = new Batch(1)
+  private next = 0
+  private lastAnswer = Number.NEGATIVE_INFINITY
+  private first = Number.NEGATIVE_INFINITY
+
+  constructor(pool: Pool, encap: Encap, transmit: (batch: Batch) => void, options: ProbeOptions) {
+    this.pool = pool
+    this.encap = encap
+    this.transmit = transmit
+    this.options = options
+  }
+
+  /** Takes returned probes, sends one when it is due, and says whether the endpoint answers. `now` in ms. */
+  tick(now: number): boolean {
+    const { intervalMs, limitMs } = this.options
+    if (intervalMs === 0) return true
+    if (this.first === Number.NEGATIVE_INFINITY) this.first = now
+    if (now >= this.next) {
+      this.send()
+      this.next = now + intervalMs
+    }
+    return now - Math.max(this.lastAnswer, this.first) <= limitMs
+  }
+
+  /** Takes the probes in `returned`. */
+  collect(now: number): void {
+    if (this.returned.length === 0) return
+    this.answered += this.returned.length
+    this.lastAnswer = now
+    this.pool.freeAll(this.returned)
+  }
+
+  private send(): void {
+    const { pool, outgoing } = this
+    const frame = pool.alloc()
+    if (frame < 0) return
+    const b = pool.bytes
+    const at = pool.start[frame]
+    const ip = at + ETHERNET
+    const total = ipv4.HEADER + udp.HEADER + DATA
+    b.set(PROBE_MAC, at + ethernet.DESTINATION)
+    b.set(PROBE_MAC, at + ethernet.SOURCE)
+    ethernet.setType(b, at, ETHERTYPE.IPV4)
+    ipv4.write(b, ip, ipv4.HEADER, 0, total, 0, ipv4.DONT_FRAGMENT, 64, ipv4.PROTOCOL.UDP, SOURCE, DESTINATION)
+    const transport = ip + ipv4.HEADER
+    udp.write(b, transport, PORT, PORT, udp.HEADER + DATA, 0)
+    pool.view.setUint32(transport + udp.HEADER, 0x64657472)
+    pool.view.setUint32(transport + udp.HEADER + 4, this.sent)
+    udp.updateChecksum(b, ip, transport)
+    pool.length[frame] = ETHERNET + total
+    pool.network[frame] = ip
+    pool.transport[frame] = transport
+    pool.payload[frame] = transport + udp.HEADER
+    pool.protocol[frame] = ipv4.PROTOCOL.UDP
+    pool.attachment[frame] = PROBE_ATTACHMENT
+    pool.direction[frame] = LEAVING
+    pool.hash[frame] = this.sent++
+    outgoing.push(frame)
+    this.encap.run(outgoing)
+    this.transmit(outgoing)
+  }
+}

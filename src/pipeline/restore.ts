@@ -1,0 +1,77 @@
+// Restoring: finds the attachment and the flow of what came back from the endpoint. What was never sent out is not let in.
+
+import { DROP, type DropReason } from '../drop.ts'
+import type { FragmentTable } from '../flow/fragments.ts'
+import type { Seed } from '../flow/hash.ts'
+import { readKey } from '../flow/key.ts'
+import type { FlowTable } from '../flow/table.ts'
+import type { Batch } from '../memory/batch.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import { KEY_WORDS, type Pool } from '../memory/pool.ts'
+import { type AttachmentIndex, PROBE_ATTACHMENT } from './attachments.ts'
+
+export interface RestoreOptions {
+  table: FlowTable
+  fragments: FragmentTable
+  seed: Seed
+  /** Undefined where there are no attachments (replay): every frame belongs to attachment 0. */
+  attachments: AttachmentIndex | undefined
+  /** Takes returned probes. */
+  probes: Batch | undefined
+}
+
+/** The stage behind decap. */
+export class Restore {
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly options: RestoreOptions
+
+  constructor(pool: Pool, counters: StageCounters, options: RestoreOptions) {
+    this.pool = pool
+    this.counters = counters
+    this.options = options
+  }
+
+  /** Frames with an attachment and a flow stay; probes leave by their outlet; the rest is dropped. */
+  run(batch: Batch): void {
+    const { pool, counters } = this
+    const { probes } = this.options
+    const { frames, length } = batch
+    let kept = 0
+    let dropped = 0
+    let bytes = 0
+    let droppedBytes = 0
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      const size = pool.length[frame]
+      bytes += size
+      const reason = this.restore(frame)
+      if (reason !== 0) {
+        dropped++
+        droppedBytes += size
+        counters.dropped(reason)
+        pool.free(frame)
+      } else if (probes !== undefined && pool.attachment[frame] === PROBE_ATTACHMENT) probes.push(frame)
+      else frames[kept++] = frame
+    }
+    counters.received(length, bytes)
+    counters.sent(length - dropped, bytes - droppedBytes)
+    batch.length = kept
+  }
+
+  private restore(frame: number): DropReason {
+    const { pool } = this
+    const { attachments, table, fragments, seed } = this.options
+    if (attachments === undefined) pool.attachment[frame] = 0
+    else {
+      if (!attachments.assign(frame)) return DROP.UNKNOWN_ATTACHMENT
+      if (pool.attachment[frame] === PROBE_ATTACHMENT) return 0
+    }
+    const bad = readKey(pool, frame, fragments, seed, attachments !== undefined)
+    if (bad !== 0) return bad
+    const row = table.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
+    if (row < 0) return DROP.UNKNOWN_FLOW
+    pool.flow[frame] = row
+    return 0
+  }
+}
