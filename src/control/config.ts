@@ -62,8 +62,8 @@ const tunnel = section({
   .transform(t => ({ ...t, port: t.port ?? PROFILE_PORT[t.profile] }))
 
 const flows = section({
-  /** Over all workers; the rest is refused with FLOW_TABLE_FULL. */
-  capacity: integer(16, 16_777_216).default(1_048_576),
+  /** Of each worker; further flows are refused with FLOW_TABLE_FULL. */
+  capacity: integer(1, 1_048_576).default(1_048_576),
   tcpTimeoutSeconds: integer(1, 86_400, 'seconds').default(350),
   otherTimeoutSeconds: integer(1, 86_400, 'seconds').default(120),
 })

@@ -20,7 +20,7 @@ export interface WorkerCounters {
 }
 
 /** What was decided for a flow. */
-export type FlowVerdict = 'pass' | 'steer' | 'drop' | 'reset'
+export type FlowVerdict = 'pass' | 'steer' | 'drop' | 'allow' | 'reset'
 
 /** One flow; source and destination are those of its first packet, toward and return are relative to the endpoint. */
 export interface FlowRow {
