@@ -142,22 +142,23 @@ export function verifyChecksum(b: Uint8Array, ipAt: number, at: number, end: num
   return fold(sum(b, at, end, pseudo(b, ipAt, PROTOCOL, end - at))) === 0xffff
 }
 
+/** Bytes of the option at `option` in a header that ends at `end`, or 0 when its length is bad. */
+export function optionLength(b: Uint8Array, option: number, end: number): number {
+  if (b[option] <= OPTION.NOP) return 1
+  const length = option + 1 < end ? b[option + 1] : 0
+  return length >= 2 && option + length <= end ? length : 0
+}
+
 /** The position of the first option of a kind in a checked header, all of it inside the header, or 0. */
 export function findOption(b: Uint8Array, at: number, kind: number): number {
   const end = at + headerLength(b, at)
-  for (let option = at + HEADER; option < end; option = nextOption(b, option, end)) {
-    if (b[option] === kind) return nextOption(b, option, end) > option ? option : 0
-    if (b[option] === OPTION.END) return 0
+  for (let option = at + HEADER; option < end && b[option] !== OPTION.END; ) {
+    const length = optionLength(b, option, end)
+    if (length === 0) return 0
+    if (b[option] === kind) return option
+    option += length
   }
   return 0
-}
-
-/** The position behind the option at `option`; behind the header, `end`, when the option's length is bad. */
-export function nextOption(b: Uint8Array, option: number, end: number): number {
-  if (b[option] <= OPTION.NOP) return option + 1
-  if (option + 2 > end) return end
-  const length = b[option + 1]
-  return length < 2 || option + length > end ? end : option + length
 }
 
 /** The maximum segment size that a checked SYN announces, or 0 when it announces none. */
