@@ -20,11 +20,14 @@ export type Pattern = { regex: string; flags: string } | { bytes: Uint8Array }
 export class Automaton {
   /** Position behind the match's last byte, after `run` returned STATE.MATCH. */
   stopped = 0
+  /** True when a match must begin where the automaton was started. */
+  readonly anchored: boolean
   private readonly classes: Uint8Array
   private readonly next: Uint16Array
   private readonly shift: number
 
-  constructor(classes: Uint8Array, next: Uint16Array, shift: number) {
+  constructor(classes: Uint8Array, next: Uint16Array, shift: number, anchored: boolean) {
+    this.anchored = anchored
     this.classes = classes
     this.next = next
     this.shift = shift
@@ -145,7 +148,7 @@ function determinize({ node, anchored }: { node: Node; anchored: boolean }): Aut
   }
   const next = new Uint16Array(rows.length << shift)
   for (const [state, row] of rows.entries()) next.set(row, state << shift)
-  return new Automaton(classes, next, shift)
+  return new Automaton(classes, next, shift, anchored)
 }
 
 /** Bytes that no set tells apart share a class: the class of each byte, and one byte of each class. */

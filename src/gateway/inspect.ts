@@ -1,0 +1,245 @@
+// Inspection: decides every flow once by the rule file, searches its payloads for signatures, and stops what a rule stops.
+
+import { DROP, type DropReason } from '../drop.ts'
+import type { FragmentTable } from '../flow/fragments.ts'
+import type { Seed } from '../flow/hash.ts'
+import { KEY, readKey } from '../flow/key.ts'
+import { compile, Policy } from '../flow/policy.ts'
+import { FlowTable, type FlowTableHandle } from '../flow/table.ts'
+import { VERDICT, verdictName } from '../flow/verdict.ts'
+import type { Batch } from '../memory/batch.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import { KEY_WORDS, type Pool } from '../memory/pool.ts'
+import { packetsOf } from '../pipeline/decide.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
+import * as tcp from '../wire/tcp.ts'
+import * as udp from '../wire/udp.ts'
+import { Answers, packetEnd } from './answer.ts'
+import type { VerdictLog } from './log.ts'
+import type { Profile } from './profile.ts'
+import type { Rule, Rules } from './rules.ts'
+import { Search } from './search.ts'
+
+export interface InspectOptions {
+  profile: Profile
+  rules: Rules
+  flows: FlowTableHandle
+  fragments: FragmentTable
+  seed: Seed
+  log: VerdictLog
+  /** What is added to packet times to make them ms since the epoch; 0 where they are already. */
+  timeOriginMs: number
+}
+
+const ACTION = { allow: VERDICT.ALLOW, drop: VERDICT.DROP, reset: VERDICT.RESET } as const
+const DEFAULT_RULE = -1
+
+/** The stage between decap and turn; needs the metadata that decap leaves when it keeps the outer headers. */
+export class Inspect {
+  readonly flows: FlowTable
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly options: InspectOptions
+  private readonly answers: Answers
+  private readonly search: Search
+  /** The rules without a signature, and where they stand in the file. */
+  private readonly plain: Policy
+  private readonly plainAt: number[]
+  /** Each rule with a signature as a policy of its own, and where it stands in the file. */
+  private readonly signed: Policy[]
+  private readonly signedAt: number[]
+  private readonly tenants: Tenants
+  /** 1 where end B opened the flow; by row. */
+  private readonly opener: Uint8Array
+  private packets = 0
+  private flowCount = 0
+
+  constructor(pool: Pool, counters: StageCounters, options: InspectOptions) {
+    const { rules } = options.rules
+    const indexes = rules.map((_, i) => i)
+    this.pool = pool
+    this.counters = counters
+    this.options = options
+    this.flows = new FlowTable(options.flows)
+    this.answers = new Answers(pool, counters, options.profile)
+    this.plainAt = indexes.filter(i => rules[i].signature === undefined)
+    this.signedAt = indexes.filter(i => rules[i].signature !== undefined)
+    this.plain = policyOf(this.plainAt.map(i => rules[i]))
+    this.signed = this.signedAt.map(i => policyOf([rules[i]]))
+    const signatures = this.signedAt.map(i => rules[i].signature!)
+    this.search = new Search(pool, signatures, options.flows.capacity)
+    this.tenants = new Tenants()
+    this.opener = new Uint8Array(options.flows.capacity)
+  }
+
+  /** Takes every frame of `received` and empties it: allowed ones and answers are appended to `out` in order, which needs twice the room. */
+  run(received: Batch, out: Batch): void {
+    const { pool, counters } = this
+    const { frames, length } = received
+    const before = out.length
+    let bytes = 0
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      bytes += pool.length[frame]
+      const reason = this.inspect(frame)
+      if (reason === 0) {
+        out.push(frame)
+        continue
+      }
+      if (reason === DROP.RESET) this.answers.make(frame, out)
+      counters.dropped(reason)
+      pool.free(frame)
+    }
+    received.length = 0
+    counters.received(length, bytes)
+    let sent = 0
+    for (let i = before; i < out.length; i++) sent += pool.length[out.frames[i]]
+    counters.sent(out.length - before, sent)
+  }
+
+  /** Ends flows that were idle too long; call it now and then with the time of the last packet or of the clock. */
+  expire(nowMs: number, budget: number): void {
+    this.flows.now = nowMs
+    this.options.fragments.now = nowMs
+    this.flows.expire(budget)
+  }
+
+  /** Does for one frame all but the freeing. */
+  private inspect(frame: number): DropReason {
+    const { pool, flows, options } = this
+    this.packets++
+    const tunnel = pool.outerTransport[frame] + udp.HEADER
+    const vni = options.profile.vni(pool.bytes, tunnel)
+    const tenant = this.tenants.number(vni)
+    if (tenant < 0) return DROP.UNKNOWN_VNI
+    pool.attachment[frame] = tenant
+    options.fragments.now = pool.time[frame]
+    const bad = readKey(pool, frame, options.fragments, options.seed, true)
+    if (bad !== 0) return bad
+
+    flows.now = pool.time[frame]
+    const at = frame * KEY_WORDS
+    let row = flows.find(pool.key, at, pool.hash[frame])
+    const isNew = row < 0
+    if (isNew) {
+      const opener = pool.reversed[frame] ^ (isAnswer(pool, frame) ? 1 : 0)
+      row = flows.insert(pool.key, at, pool.hash[frame], opener)
+      if (row < 0) return DROP.FLOW_TABLE_FULL
+      this.decide(frame, row, opener)
+    }
+    pool.flow[frame] = row
+    const isTcp = pool.protocol[frame] === ipv4.PROTOCOL.TCP && pool.transport[frame] !== 0
+    flows.touch(row, pool.reversed[frame], packetsOf(pool, frame), packetEnd(pool, frame) - pool.network[frame])
+    if (isTcp) flows.tcpFlags(row, pool.reversed[frame], tcp.flags(pool.bytes, pool.transport[frame]))
+
+    const found = this.search.active(row) && ownProtocol(pool, frame) ? this.search.run(frame, row) : -1
+    if (found >= 0) this.settle(row, this.signedAt[found])
+    if (isNew || found >= 0) this.log(frame, row, vni, found >= 0 ? this.search.matchedAt : -1)
+    const verdict = flows.verdict(row)
+    if (verdict === VERDICT.DROP) return DROP.POLICY
+    if (verdict !== VERDICT.RESET) return 0
+    // Both ends are told to forget the connection, so its row is not kept for long either.
+    if (isTcp) flows.tcpFlags(row, pool.reversed[frame], tcp.RST)
+    return DROP.RESET
+  }
+
+  /** Gives a new flow the first rule that needs no payload, and the signatures of the rules in front of it to search for. */
+  private decide(frame: number, row: number, opener: number): void {
+    const { pool, plain, signed, signedAt } = this
+    const at = frame * KEY_WORDS
+    const match = plain.match(pool.key, at, opener)
+    const rule = match < 0 ? DEFAULT_RULE : this.plainAt[match]
+    this.settle(row, rule)
+    let candidates = 0
+    for (let i = 0; i < signed.length; i++) {
+      if (rule !== DEFAULT_RULE && signedAt[i] > rule) break
+      if (signed[i].match(pool.key, at, opener) >= 0) candidates |= 1 << i
+    }
+    this.search.begin(row, candidates)
+    this.opener[row] = opener
+    this.flows.setState(row, ++this.flowCount)
+  }
+
+  /** Decides a flow for good. */
+  private settle(row: number, rule: number): void {
+    this.flows.setRule(row, rule)
+    this.flows.setVerdict(
+      row,
+      ACTION[rule === DEFAULT_RULE ? this.options.rules.default : this.options.rules.rules[rule].action],
+    )
+    this.search.begin(row, 0)
+  }
+
+  private log(frame: number, row: number, vni: number, offset: number): void {
+    const { pool, flows, options } = this
+    const at = frame * KEY_WORDS
+    const ports = pool.key[at + KEY.PORTS]
+    const kind = pool.key[at + KEY.KIND]
+    const fromB = this.opener[row] === 1
+    const a = formatAddress(pool.key, at + KEY.A, kind >>> 24)
+    const b = formatAddress(pool.key, at + KEY.B, kind >>> 24)
+    const rule = flows.rule(row)
+    options.log.write({
+      timeMs: options.timeOriginMs + pool.time[frame],
+      flow: flows.state(row),
+      protocol: (kind >>> 16) & 0xff,
+      source: fromB ? b : a,
+      sourcePort: fromB ? ports & 0xffff : ports >>> 16,
+      destination: fromB ? a : b,
+      destinationPort: fromB ? ports >>> 16 : ports & 0xffff,
+      profile: options.profile.name,
+      vni,
+      rule: rule === DEFAULT_RULE ? 'default' : options.rules.rules[rule].name,
+      action: verdictName(flows.verdict(row)),
+      packet: this.packets,
+      bytes: packetEnd(pool, frame) - pool.network[frame],
+      offset,
+    })
+  }
+}
+
+/** Small numbers for the VNIs seen, so that networks with overlapping addresses do not share flows (RFC 7348 section 4). */
+class Tenants {
+  private readonly numbers = new Map<number, number>()
+  private lastVni = -1
+  private lastNumber = -1
+
+  /** The number of a VNI, or -1 when there are too many. */
+  number(vni: number): number {
+    if (vni === this.lastVni) return this.lastNumber
+    let number = this.numbers.get(vni)
+    if (number === undefined) {
+      number = this.numbers.size
+      if (number > 0xffff) return -1
+      this.numbers.set(vni, number)
+    }
+    this.lastVni = vni
+    this.lastNumber = number
+    return number
+  }
+}
+
+function policyOf(rules: Rule[]): Policy {
+  const compiled = rules.map(({ signature: _, action, ...rule }) => ({ ...rule, verdict: ACTION[action] }))
+  return new Policy(compile(compiled, VERDICT.ALLOW))
+}
+
+/** A SYN with ACK: the packet's receiver has opened the connection. */
+function isAnswer(pool: Pool, frame: number): boolean {
+  if (pool.protocol[frame] !== ipv4.PROTOCOL.TCP || pool.transport[frame] === 0) return false
+  const both = tcp.SYN | tcp.ACK
+  return (tcp.flags(pool.bytes, pool.transport[frame]) & both) === both
+}
+
+/** False for an ICMP error about the flow, whose payload is not the flow's. */
+function ownProtocol(pool: Pool, frame: number): boolean {
+  return ((pool.key[frame * KEY_WORDS + KEY.KIND] >>> 16) & 0xff) === pool.protocol[frame]
+}
+
+function formatAddress(key: Int32Array, at: number, version: number): string {
+  if (version === 4) return ipv4.formatAddress(key[at])
+  const bytes = new Uint8Array(16)
+  for (let i = 0; i < 4; i++) new DataView(bytes.buffer).setInt32(4 * i, key[at + i])
+  return ipv6.formatAddress(bytes)
+}

@@ -1,0 +1,104 @@
+// Turning around: makes of a packet that came through the tunnel one that goes back through it, in place.
+//
+// Addresses change places, ports do not: the destination port is the tunnel's in both directions and the source port
+// carries the flow's entropy (RFC 8926 section 3.3, RFC 7348 section 5).
+
+import type { Batch } from '../memory/batch.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
+import * as checksum from '../wire/checksum.ts'
+import * as ethernet from '../wire/ethernet.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
+import * as udp from '../wire/udp.ts'
+import * as vlan from '../wire/vlan.ts'
+import type { Profile } from './profile.ts'
+
+/** Bytes of a tunnel header that `Profile.echo` may change. */
+const TUNNEL = 8
+
+/** The stage behind inspection; needs the metadata that decap leaves when it keeps the outer headers. */
+export class Turn {
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly profile: Profile
+  private readonly ttl: number
+
+  constructor(pool: Pool, counters: StageCounters, profile: Profile, ttl: number) {
+    this.pool = pool
+    this.counters = counters
+    this.profile = profile
+    this.ttl = ttl
+  }
+
+  run(batch: Batch): void {
+    const { pool } = this
+    const { frames, length } = batch
+    let bytes = 0
+    for (let i = 0; i < length; i++) {
+      bytes += pool.length[frames[i]]
+      this.turn(frames[i])
+    }
+    this.counters.received(length, bytes)
+    this.counters.sent(length, bytes)
+  }
+
+  private turn(frame: number): void {
+    const { pool, ttl } = this
+    const b = pool.bytes
+    const start = pool.start[frame]
+    const transport = pool.outerTransport[frame]
+    const ip = vlan.payloadAt(b, start, transport)
+    this.echo(frame, transport)
+    ethernet.swapAddresses(b, start)
+    const ecn = innerEcn(b, pool.network[frame])
+    let sameHost: boolean
+    if (b[ip] >> 4 === 4) {
+      sameHost = swap(b, ip + ipv4.SOURCE, 4)
+      ipv4.rewriteTos(b, ip, (ipv4.tos(b, ip) & ~3) | ecn)
+      ipv4.rewriteTtl(b, ip, ttl)
+    } else {
+      sameHost = swap(b, ip + ipv6.SOURCE, 16)
+      ipv6.setTrafficClass(b, ip, (ipv6.trafficClass(b, ip) & ~3) | ecn)
+      ipv6.setHopLimit(b, ip, ttl)
+    }
+    // A peer on our own address cannot have the tunnel's port too: what went there would come straight back here.
+    if (sameHost) swap(b, transport, 2)
+  }
+
+  /** Cleans the tunnel header; an outer checksum over it keeps being right. */
+  private echo(frame: number, transport: number): void {
+    const { pool } = this
+    const b = pool.bytes
+    const tunnel = transport + udp.HEADER
+    const before = checksum.sum(b, tunnel, tunnel + TUNNEL)
+    this.profile.echo(b, tunnel)
+    const after = checksum.sum(b, tunnel, tunnel + TUNNEL)
+    const old = udp.checksum(b, transport)
+    if (after === before || old === 0 || isPartial(pool, frame, transport)) return
+    udp.setChecksum(b, transport, checksum.update(old, before, after) || 0xffff)
+  }
+}
+
+/** True when the outer UDP checksum is still to be computed, so that its field holds only the pseudo-header's sum. */
+export function isPartial(pool: Pool, frame: number, transport: number): boolean {
+  if (pool.gso[frame] !== GSO.NONE || (pool.offload[frame] & OFFLOAD.OUTER_CHECKSUM) !== 0) return true
+  return (pool.offload[frame] & OFFLOAD.NEEDS_CHECKSUM) !== 0 && pool.checksumStart[frame] === transport
+}
+
+/** RFC 6040 section 4.1, normal mode: what is encapsulated again shows the inner field outside. */
+function innerEcn(b: Uint8Array, network: number): number {
+  return b[network] >> 4 === 4 ? ipv4.ecn(b, network) : ipv6.ecn(b, network)
+}
+
+/** Exchanges two neighbouring fields of `size` bytes; true when they are equal. */
+function swap(b: Uint8Array, at: number, size: number): boolean {
+  let equal = true
+  for (let i = at; i < at + size; i++) {
+    const byte = b[i]
+    if (byte !== b[i + size]) equal = false
+    b[i] = b[i + size]
+    b[i + size] = byte
+  }
+  return equal
+}
