@@ -33,7 +33,8 @@ export class Encap {
   private readonly four: boolean
   private readonly udpAt: number
   private readonly dataAt: number
-  private readonly copyDscp: boolean
+  private readonly innerBits: number
+  private readonly outerBits: number
   private readonly checksum: boolean
   private readonly gsoTunnel: number
   private readonly headerSum: number
@@ -46,7 +47,8 @@ export class Encap {
     this.four = tunnel.local.length === 4
     this.udpAt = ETHERNET + (this.four ? ipv4.HEADER : ipv6.HEADER)
     this.dataAt = optionBytes(tunnel) === 0 ? 0 : this.size - METADATA.DATA
-    this.copyDscp = tunnel.dscp === 'copy'
+    this.innerBits = (tunnel.dscp === 'copy' ? 0xfc : 0) | (tunnel.ecn === 'normal' ? 3 : 0)
+    this.outerBits = tunnel.dscp === 'copy' ? 0 : tunnel.dscp << 2
     this.checksum = sendsChecksum(tunnel)
     this.gsoTunnel = this.four ? GSO.TUNNEL4 : GSO.TUNNEL6
     let sum = 0
@@ -90,22 +92,21 @@ export class Encap {
     const network = pool.network[frame]
     const version = b[network] >> 4
     const innerTos = version === 4 ? b[network + 1] : version === 6 ? ipv6.trafficClass(b, network) : 0
+    const tos = (innerTos & this.innerBits) | this.outerBits
     const udpLength = pool.length[frame] + size - udpAt
     const hash = pool.hash[frame]
     const ip = at + ETHERNET
     if (this.four) {
       const total = udpLength + ipv4.HEADER
-      const tos = this.copyDscp ? innerTos : template[ETHERNET + 1] | (innerTos & 3)
       b[ip + 1] = tos
       b[ip + 2] = total >> 8
       b[ip + 3] = total
-      let sum = this.headerSum - template[ETHERNET + 1] + tos + total
+      let sum = this.headerSum + tos + total
       sum = (sum & 0xffff) + (sum >>> 16)
       sum = ~((sum & 0xffff) + (sum >>> 16))
       b[ip + 10] = sum >> 8
       b[ip + 11] = sum
     } else {
-      const tos = this.copyDscp ? innerTos : ipv6.trafficClass(template, ETHERNET) | (innerTos & 3)
       b[ip] = 0x60 | (tos >> 4)
       b[ip + 1] = ((tos & 15) << 4) | ((hash >>> 16) & 15)
       b[ip + 2] = hash >> 8
@@ -151,7 +152,6 @@ export function sendsChecksum(tunnel: TunnelConfig): boolean {
 export function outerTemplate(tunnel: TunnelConfig): Uint8Array {
   const b = new Uint8Array(outerBytes(tunnel))
   const { local, remote } = tunnel
-  const tos = tunnel.dscp === 'copy' ? 0 : tunnel.dscp << 2
   // NB: locally administered; the kernel's neighbour table or the peer replaces them on a real link.
   b.set([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1], 0)
   let at = ETHERNET
@@ -159,7 +159,6 @@ export function outerTemplate(tunnel: TunnelConfig): Uint8Array {
     setType(b, 0, ETHERTYPE.IPV4)
     // RFC 4459 section 3.2: DF always set, so the outer packet is atomic and its identification is free (RFC 6864 section 4.1).
     b[at] = 0x45
-    b[at + 1] = tos
     b[at + 6] = 0x40
     b[at + 8] = tunnel.ttl
     b[at + 9] = ipv4.PROTOCOL.UDP
@@ -168,8 +167,7 @@ export function outerTemplate(tunnel: TunnelConfig): Uint8Array {
     at += ipv4.HEADER
   } else {
     setType(b, 0, ETHERTYPE.IPV6)
-    b[at] = 0x60 | (tos >> 4)
-    b[at + 1] = (tos & 15) << 4
+    b[at] = 0x60
     b[at + 6] = ipv4.PROTOCOL.UDP
     b[at + 7] = tunnel.ttl
     b.set(local, at + ipv6.SOURCE)

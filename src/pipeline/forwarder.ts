@@ -1,6 +1,6 @@
 // The node's two legs: toward the endpoint (from each pod's device) and the return (from the underlay).
 
-import type { CAPABILITY, Device } from '../device/device.ts'
+import type { Device } from '../device/device.ts'
 import { FragmentTable } from '../flow/fragments.ts'
 import type { Seed } from '../flow/hash.ts'
 import { Policy, type PolicyHandle } from '../flow/policy.ts'
@@ -112,7 +112,6 @@ export class Forwarder {
   /** Once a tick: time, expiry, probe. `now` in ms. */
   tick(now: number): void {
     this.table.now = now
-    this.fragments.now = now
     this.table.expire(EXPIRE_BUDGET)
     this.decide.endpointUp = this.probe.tick(now)
   }
@@ -159,10 +158,3 @@ export class Forwarder {
 
 /** Flow rows looked at in a tick: at a tick of 50 ms a million rows take 13 s. */
 const EXPIRE_BUDGET = 4096
-
-/** CAPABILITY bits by name, for people. */
-export function capabilityNames(capabilities: number, table: typeof CAPABILITY): string[] {
-  return Object.entries(table)
-    .filter(([, bit]) => (capabilities & bit) !== 0)
-    .map(([name]) => name.toLowerCase().replaceAll('_', '-'))
-}

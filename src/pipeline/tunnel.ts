@@ -26,6 +26,8 @@ export interface TunnelConfig {
   ttl: number
   /** `copy` the inner DSCP to the outer header (RFC 2983 uniform model), or send this value. */
   dscp: 'copy' | number
+  /** RFC 6040 section 4.1: `normal` copies the inner ECN field outward, `compatibility` sends Not-ECT. */
+  ecn: 'normal' | 'compatibility'
   outerChecksum: OuterChecksum
   /** Accept zero UDP checksums over IPv6 from this peer (RFC 6935, RFC 6936). */
   zeroChecksum6: boolean
