@@ -26,6 +26,8 @@ function drawThroughput(box) {
   }, uPlot.join(tables), box)
 }
 
+const decade = (value, round) => 10 ** round(Math.log10(value))
+
 /** Stretches of lost probes: [from, to, how many]. */
 function gaps(records, interval) {
   const found = []
@@ -52,6 +54,7 @@ function drawProbe(box) {
       ctx.fillRect(left, bbox.top, Math.max(right - left, 2 * ratio), bbox.height)
       ctx.fillStyle = colour('bad')
       ctx.fillRect(left, bbox.top, 1.5 * ratio, bbox.height)
+      ctx.textAlign = 'left'
       ctx.fillText(count + ' lost', left + 5 * ratio, bbox.top + bbox.height - 8 * ratio)
     }
     ctx.restore()
@@ -69,16 +72,20 @@ function drawProbe(box) {
       ctx.moveTo(x, bbox.top)
       ctx.lineTo(x, bbox.top + bbox.height)
       ctx.stroke()
+      const wide = ctx.measureText(label).width + 10 * ratio
+      const left = x + wide < bbox.left + bbox.width ? x + 2 * ratio : x - wide - 2 * ratio
+      const top = bbox.top + (3 + 18 * (index % 3)) * ratio
+      ctx.fillStyle = colour('card')
+      ctx.fillRect(left, top, wide, 16 * ratio)
       ctx.fillStyle = colour('ink')
-      const wide = ctx.measureText(label).width + 6 * ratio
-      const fits = x + wide < bbox.left + bbox.width
-      ctx.fillText(label, fits ? x + 5 * ratio : x - wide, bbox.top + (14 + 16 * (index % 3)) * ratio)
+      ctx.textAlign = 'left'
+      ctx.fillText(label, left + 5 * ratio, top + 12 * ratio)
     })
     ctx.restore()
   }
   return new uPlot({
     width: box.clientWidth, height: 280,
-    scales: { x: { time: false }, y: { distr: 3 } },
+    scales: { x: { time: false }, y: { distr: 3, range: (_, low, high) => [decade(low || 0.1, Math.floor), decade(high || 1, Math.ceil) * 4] } },
     axes: [axis('seconds since the first probe'), axis('round trip, ms', { size: 62, values: (_, list) => list.map(v => v == null ? '' : String(v)) })],
     series: [
       { label: 'Time', value: (_, v) => v == null ? '–' : v.toFixed(2) + ' s' },

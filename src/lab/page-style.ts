@@ -30,12 +30,12 @@ section { margin: 1.25rem 0; padding: 1.25rem 1.4rem; background: var(--card); b
 .tiles i { font-style: normal; color: var(--dim); }
 .tiles span { display: block; color: var(--dim); font-size: .87rem; }
 .scroll { overflow-x: auto; }
-table { width: 100%; margin: .5rem 0 .75rem; border-collapse: collapse; font-size: .9rem; }
+table { width: 100%; min-width: 40rem; margin: .5rem 0 .75rem; border-collapse: collapse; font-size: .9rem; }
 caption { padding: .4rem 0; text-align: left; font-weight: 600; }
 #steps caption, #captures caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 th { background: var(--head); color: var(--dim); font-weight: 600; text-align: left; white-space: nowrap; }
 th, td { padding: .4rem .65rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.none { color: var(--dim); }
 code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .92em; white-space: nowrap; }
@@ -51,6 +51,7 @@ a { color: var(--blue); }
 .event { width: 0; height: 1rem; border-left: 2px dashed var(--event); }
 .plot { width: 100%; min-height: 17rem; }
 .uplot { font-family: inherit; }
+.u-legend { min-width: 0; }
 .u-legend { text-align: left; margin: .25rem 0 0; }
 .u-legend th { background: none; color: inherit; }
 .u-legend th, .u-legend td { border: 0; }

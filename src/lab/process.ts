@@ -5,6 +5,7 @@ import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { compiled, packageRoot } from '../control/package.ts'
 import { DetourError } from '../errors.ts'
+import { inNamespace } from '../os/netns.ts'
 
 /** Where a process runs: a network namespace to enter, or null for this process's own. */
 export type Where = { readonly path: string } | null
@@ -27,10 +28,9 @@ export interface Running {
 
 /** Starts a program in a namespace; throws `system` when it cannot be started. */
 export function start(where: Where, name: string, command: string[], onLine?: (line: string) => void): Running {
-  const [program, ...args] = where === null ? command : ['nsenter', `--net=${where.path}`, '--', ...command]
-  // NB: nsenter replaces itself by the command, so the child's process id is the command's own.
+  const [program, ...args] = command
   // The pipe on standard input tells our programs that the laboratory is gone.
-  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] })
+  const child = inNamespace(where?.path ?? '', () => spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] }))
   if (child.pid === undefined) throw new DetourError('system', `lab: cannot start ${program} (for ${name})`)
   return follow(child, name, onLine)
 }

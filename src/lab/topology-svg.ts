@@ -13,32 +13,32 @@ export function renderTopology(report: LabReport): string {
 <defs>${arrow('toward')}${arrow('return')}</defs>
 ${pod(report, 'client', 20)}
 ${pod(report, 'server', 226)}
-<rect class="place" x="290" y="16" width="420" height="340" rx="10"/>
-${label(310, 42, 'Node', 'title')}${label(310, 60, places.node.namespace, 'dim')}
-<rect class="core" x="330" y="86" width="340" height="112" rx="8"/>
-${label(350, 112, 'Detour worker', 'title')}
-${label(350, 134, 'classify → decide → encap', 'toward-text')}${label(350, 154, 'restore ← decap', 'return-text')}
-${label(350, 180, node === undefined ? '' : summary(node.flows.length, node.drops), 'dim')}
-<rect class="part" x="330" y="256" width="340" height="70" rx="8"/>
-${label(350, 282, 'cni0', 'title')}${label(350, 304, "the primary CNI's bridge: untouched, carries the inspected packets", 'dim')}
-<path class="wire" d="M250 120 H270 V274 H330"/><path class="wire" d="M250 306 H330"/>
-<path class="toward" d="M250 70 H282 V112 H326"/><path class="return" d="M330 140 H262 V92 H254"/>
-<path class="toward" d="M250 270 H290 V164 H326"/><path class="return" d="M330 184 H276 V250 H254"/>
-<rect class="place" x="800" y="60" width="184" height="164" rx="10"/>
-${label(818, 86, 'Gateway', 'title')}${label(818, 104, places.gateway.namespace, 'dim')}${label(818, 124, places.gateway.address, 'dim')}
-${label(818, 154, 'inspects, returns or drops', '')}
-${label(818, 176, gateway === undefined ? '' : `${compact(gateway.flows.length)} flows`, 'dim')}
-${label(818, 194, gateway === undefined ? '' : drops(gateway.drops), 'dim')}
-<path class="toward" d="M670 116 H794"/><path class="return" d="M800 170 H676"/>
-${label(735, 84, options.profile.toUpperCase(), 'title middle')}${label(735, 100, `over ${options.family}`, 'dim middle')}
-${link(735, 134, links.node, 'tx', 'toward-text')}${link(735, 188, links.node, 'rx', 'return-text')}
+<rect class="place" x="330" y="16" width="380" height="340" rx="10"/>
+${label(350, 42, 'Node', 'title')}${label(350, 60, places.node.namespace, 'dim')}
+<rect class="core" x="370" y="82" width="300" height="116" rx="8"/>
+${label(390, 108, 'Detour worker', 'title')}
+${label(390, 132, 'classify → decide → encap', 'toward-text')}${label(390, 152, 'restore ← decap', 'return-text')}
+${label(390, 180, node === undefined ? '' : summary(node.flows.length, node.drops), 'dim')}
+<rect class="part" x="370" y="256" width="300" height="70" rx="8"/>
+${label(390, 282, 'cni0', 'title')}${label(390, 304, "the primary CNI's bridge, left as it is", 'dim')}
+<path class="wire" d="M276 124 H300 V274 H370"/><path class="wire" d="M276 310 H370"/>
+<path class="toward" d="M276 56 H314 V104 H365"/><path class="return" d="M370 126 H288 V88 H281"/>
+<path class="toward" d="M276 288 H324 V158 H365"/><path class="return" d="M370 180 H312 V254 H281"/>
+<rect class="place" x="824" y="60" width="164" height="164" rx="10"/>
+${label(840, 86, 'Gateway', 'title')}${label(840, 104, places.gateway.namespace, 'dim')}${label(840, 122, `${places.gateway.interface}  ${places.gateway.address}`, 'dim')}
+${label(840, 152, 'inspects and returns', '')}
+${label(840, 176, gateway === undefined ? '' : `${compact(gateway.flows.length)} flows`, 'dim')}
+${label(840, 194, gateway === undefined ? '' : drops(gateway.drops), 'dim')}
+<path class="toward" d="M670 116 H818"/><path class="return" d="M824 170 H676"/>
+${label(766, 76, options.profile.toUpperCase(), 'title middle')}${label(766, 94, `over ${options.family}`, 'dim middle')}
+${link(766, 136, links.node, 'tx', 'toward-text')}${link(766, 190, links.node, 'rx', 'return-text')}
 </svg>`
 }
 
 function pod({ places, links }: LabReport, role: Role, y: number): string {
   const place = places[role]
   const counters = links[role]
-  return `<rect class="place" x="16" y="${y}" width="234" height="126" rx="10"/>
+  return `<rect class="place" x="16" y="${y}" width="260" height="126" rx="10"/>
 ${label(34, y + 26, role === 'client' ? 'Client pod' : 'Server pod', 'title')}${label(34, y + 44, place.namespace, 'dim')}
 ${label(34, y + 64, `${place.interface}  ${place.address}`, 'dim')}
 ${label(34, y + 90, counters === undefined ? '' : `sent ${amount(counters.txPackets, counters.txBytes)}`, '')}

@@ -1,9 +1,17 @@
 // The laboratory's topology: a node with a primary CNI's bridge, two pods and an inspection endpoint, each in a
 // network namespace of its own. Everything made here carries the run's prefix; nothing else is ever touched.
 
-import { spawnSync } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
+import {
+  createNamespace,
+  deleteNamespace,
+  inNamespace,
+  ip,
+  ipBatch,
+  listNamespaces,
+  namespacePath,
+} from '../os/netns.ts'
 
 export const ROLES = ['client', 'server', 'node', 'gateway'] as const
 export type Role = (typeof ROLES)[number]
@@ -51,9 +59,6 @@ const ADDRESS = {
 export function whyNoLab(): string | null {
   if (process.platform !== 'linux') return 'network namespaces need Linux'
   if (process.getuid?.() !== 0) return 'network namespaces and BPF programs need root'
-  for (const tool of ['ip', 'nsenter']) {
-    if (spawnSync(tool, ['-V'], { stdio: 'ignore' }).error !== undefined) return `the program ${tool} is not installed`
-  }
   return null
 }
 
@@ -102,15 +107,16 @@ export function cleanUp(kept = false): string[] {
 /** The namespaces of one run that exist now; empty after a clean-up. */
 export function leftOver(run: string): string[] {
   const names = new Set(ROLES.map(role => namespaceName(run, role)))
-  return existingNamespaces().filter(name => names.has(name))
+  return listNamespaces().filter(name => names.has(name))
 }
 
 function makeNamespaces(run: string, uplinkMtu: number): void {
-  for (const role of ROLES) ip(['netns', 'add', namespaceName(run, role)])
-  for (const role of ROLES) setSysctls(namespaceName(run, role))
+  for (const role of ROLES) {
+    createNamespace(namespaceName(run, role))
+    setSysctls(namespaceName(run, role))
+  }
   const [client, server, node, gateway] = ROLES.map(role => namespaceName(run, role))
-  batch(node, [
-    'link set lo up',
+  const links = [
     `link add cni0 address ${BRIDGE.mac} type bridge forward_delay 0 mcast_snooping 0`,
     `addr add ${BRIDGE.ipv4}/24 dev cni0`,
     `addr add ${BRIDGE.ipv6}/64 dev cni0 nodad`,
@@ -125,19 +131,12 @@ function makeNamespaces(run: string, uplinkMtu: number): void {
     ]),
     `link add uplink mtu ${uplinkMtu} address ${ADDRESS.node.mac} type veth peer name eth0 mtu ${uplinkMtu} address ${ADDRESS.gateway.mac} netns ${gateway}`,
     ...addressed('node'),
-  ])
-  for (const [role, namespace] of [
-    ['client', client],
-    ['server', server],
-  ] as const) {
-    batch(namespace, [
-      'link set lo up',
-      ...addressed(role as Role),
-      `route add default via ${BRIDGE.ipv4}`,
-      `route add default via ${BRIDGE.ipv6}`,
-    ])
-  }
-  batch(gateway, ['link set lo up', ...addressed('gateway')])
+  ]
+  ipBatch(links, node)
+  const routes = [`route add default via ${BRIDGE.ipv4}`, `route add default via ${BRIDGE.ipv6}`]
+  ipBatch([...addressed('client'), ...routes], client)
+  ipBatch([...addressed('server'), ...routes], server)
+  ipBatch(addressed('gateway'), gateway)
 }
 
 function addressed(role: Role): string[] {
@@ -158,8 +157,9 @@ function setSysctls(namespace: string): void {
     'net/ipv4/conf/all/rp_filter': 0,
     'net/ipv4/conf/default/rp_filter': 0,
   }
-  const script = Object.entries(settings).map(([key, value]) => `echo ${value} > /proc/sys/${key}`)
-  execute('nsenter', [`--net=${namespacePath(namespace)}`, 'sh', '-ec', script.join('\n')])
+  inNamespace(namespace, () => {
+    for (const [key, value] of Object.entries(settings)) writeFileSync(`/proc/sys/${key}`, String(value))
+  })
 }
 
 function place(run: string, role: Role): Place {
@@ -169,10 +169,10 @@ function place(run: string, role: Role): Place {
 
 function removeRun(run: string): void {
   for (const namespace of leftOver(run)) {
-    for (const pid of execute('ip', ['netns', 'pids', namespace]).split('\n').filter(Boolean)) {
+    for (const pid of ip(['netns', 'pids', namespace]).split('\n').filter(Boolean)) {
       kill(Number(pid))
     }
-    ip(['netns', 'del', namespace])
+    deleteNamespace(namespace)
   }
   rmSync(statePath(run), { force: true })
 }
@@ -194,18 +194,6 @@ function checkRun(run: string): string {
 
 function namespaceName(run: string, role: Role): string {
   return run === 'main' ? `detour-lab-${role}` : `detour-lab-${run}-${role}`
-}
-
-function namespacePath(namespace: string): string {
-  return `/run/netns/${namespace}`
-}
-
-function existingNamespaces(): string[] {
-  try {
-    return readdirSync('/run/netns')
-  } catch {
-    return []
-  }
 }
 
 interface State {
@@ -254,21 +242,4 @@ function startTime(pid: number): string | null {
   } catch {
     return null
   }
-}
-
-function ip(args: string[]): void {
-  execute('ip', args)
-}
-
-function batch(namespace: string, lines: string[]): void {
-  execute('ip', ['-n', namespace, '-batch', '-'], `${lines.join('\n')}\n`)
-}
-
-function execute(program: string, args: string[], input = ''): string {
-  const result = spawnSync(program, args, { input, encoding: 'utf8', timeout: 20_000 })
-  if (result.error !== undefined || result.status !== 0) {
-    const why = result.error?.message ?? result.stderr.trim()
-    throw new DetourError('system', `lab: ${program} ${args.join(' ')}: ${why}`)
-  }
-  return result.stdout
 }

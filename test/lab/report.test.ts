@@ -57,7 +57,9 @@ describe.skipIf(missing)(`report page${missing ? ` (skipped: ${CHROMIUM} is not 
       expect(await page.locator('#steps tbody tr').count()).toBe(3)
       expect(await page.locator('#steps tbody tr').nth(1).textContent()).toContain('status 200 & </script>')
       expect(await page.locator('#face-node table').nth(1).locator('tbody').textContent()).toContain('a rule says drop')
-      expect(await page.locator('#face-gateway table').nth(2).locator('tbody').textContent()).toContain('10.244.0.3:8080')
+      expect(await page.locator('#face-gateway table').nth(2).locator('tbody').textContent()).toContain(
+        '10.244.0.3:8080',
+      )
       expect(await page.locator('svg.topology').textContent()).toContain('1.23 M packets')
 
       // Colours that stand for something must be on the canvas: a plot with axes alone would have none of them.
