@@ -1,8 +1,8 @@
 // The BPF programs of interception and underlay: a few dozen instructions each, verified by the kernel at load.
 
 import { Assembler, HELPER, R0, R1, R2, R3, R4, R6, R7, R10, SKB, VERDICT } from '../os/assembler.ts'
-import { HEARTBEAT } from '../os/heartbeat.ts'
 import { HEARTBEAT_SHIFT } from '../os/clock.ts'
+import { HEARTBEAT } from '../os/heartbeat.ts'
 
 // Ethernet types as `skb->protocol` shows them to a little-endian processor.
 const IPV4 = 0x0008
@@ -49,7 +49,9 @@ export function gate({ hook, tapIndex, heartbeatMap, protectedMap }: Gate): Uint
   a.load(4, R2, R6, SKB.PROTOCOL).when(R2, '==', IPV4, 'ipv4').when(R2, '!=', IPV6, 'next')
   loadBytes(a, ETHERNET, -64, 41).when(R0, '!=', 0, 'live?')
   a.load(1, R2, R10, -64 + 6).when(R2, '!=', ICMPV6, 'address6')
-  a.load(1, R2, R10, -64 + 40).when(R2, '<', 133, 'address6').when(R2, '<=', 137, 'next') // RFC 4861 section 4
+  a.load(1, R2, R10, -64 + 40)
+    .when(R2, '<', 133, 'address6')
+    .when(R2, '<=', 137, 'next') // RFC 4861 section 4
   a.label('address6')
   if (hook === 'ingress') {
     a.load(8, R2, R10, -64 + 8).store(8, R10, -16, R2)
@@ -116,7 +118,9 @@ export function fromUplink(tapIndex: number, address: Uint8Array, port: number):
   loadBytes(a, ETHERNET, at, header + 4).when(R0, '!=', 0, 'next')
   if (ipv4) {
     a.load(1, R2, R10, at).when(R2, '!=', 0x45, 'next')
-    a.load(2, R2, R10, at + 6).and(R2, 0xff3f).when(R2, '!=', 0, 'next') // MF and offset, network byte order
+    a.load(2, R2, R10, at + 6)
+      .and(R2, 0xff3f)
+      .when(R2, '!=', 0, 'next') // MF and offset, network byte order
   }
   a.load(1, R2, R10, at + (ipv4 ? 9 : 6)).when(R2, '!=', UDP, 'next')
   for (let i = 0; i < address.length; i += 4)

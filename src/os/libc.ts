@@ -1,7 +1,7 @@
 // System calls by FFI to the C library. Nothing outside src/os/ names one; any thread may call any of them.
 //
-// Calls return what the kernel returned, or -errno. Memory goes in as an address (a Number: `addressOf`), so that a call
-// on the packet path creates nothing. NB: an address does not keep its memory alive; hold on to the view.
+// Calls return what the kernel returned, or -errno. On the packet path memory goes in as an address (a Number: `addressOf`),
+// so that a call creates nothing. NB: an address does not keep its memory alive; hold on to the view.
 
 import { constants } from 'node:os'
 import { getSystemErrorMap } from 'node:util'
@@ -19,11 +19,12 @@ const c = {
   sendmmsg: libc.func('int sendmmsg(int, uintptr_t, uint, int)'),
   recvmmsg: libc.func('int recvmmsg(int, uintptr_t, uint, int, uintptr_t)'),
   socket: libc.func('int socket(int, int, int)'),
-  bind: libc.func('int bind(int, uintptr_t, uint)'),
-  connect: libc.func('int connect(int, uintptr_t, uint)'),
-  setsockopt: libc.func('int setsockopt(int, int, int, uintptr_t, uint)'),
-  getsockopt: libc.func('int getsockopt(int, int, int, uintptr_t, uintptr_t)'),
-  ioctl: libc.func('int ioctl(int, ulong, uintptr_t)'),
+  bind: libc.func('int bind(int, void *, uint)'),
+  connect: libc.func('int connect(int, void *, uint)'),
+  setsockopt: libc.func('int setsockopt(int, int, int, void *, uint)'),
+  getsockopt: libc.func('int getsockopt(int, int, int, void *, void *)'),
+  ioctl: libc.func('int ioctl(int, ulong, void *)'),
+  ioctlNumber: libc.func('int ioctl(int, ulong, ulong)'),
   setns: libc.func('int setns(int, int)'),
   eventfd: libc.func('int eventfd(uint, int)'),
   dup: libc.func('int dup(int)'),
@@ -32,7 +33,7 @@ const c = {
   munmap: libc.func('int munmap(uintptr_t, size_t)'),
   mount: libc.func('int mount(str, str, str, ulong, uintptr_t)'),
   index: libc.func('uint if_nametoindex(str)'),
-  syscall: libc.func('long syscall(long, int, uintptr_t, uint)'),
+  syscall: libc.func('long syscall(long, int, void *, uint)'),
 }
 
 /** errno values by name (EAGAIN, ENOBUFS, ...), as positive numbers: compare with the negated result of a call. */
@@ -94,29 +95,29 @@ export function socket(family: number, type: number, protocol: number): number {
 
 /** bind(2) to the sockaddr that the view holds. */
 export function bind(fd: number, address: ArrayBufferView): number {
-  return done(c.bind(fd, addressOf(address), address.byteLength))
+  return done(c.bind(fd, address, address.byteLength))
 }
 
 /** connect(2) to the sockaddr that the view holds. */
 export function connect(fd: number, address: ArrayBufferView): number {
-  return done(c.connect(fd, addressOf(address), address.byteLength))
+  return done(c.connect(fd, address, address.byteLength))
 }
 
 /** setsockopt(2) with an int, or with the bytes of a view. */
 export function setsockopt(fd: number, level: number, option: number, value: number | ArrayBufferView): number {
   const view = typeof value === 'number' ? Int32Array.of(value) : value
-  return done(c.setsockopt(fd, level, option, addressOf(view), view.byteLength))
+  return done(c.setsockopt(fd, level, option, view, view.byteLength))
 }
 
 /** getsockopt(2) into a view; the result is 0, the size that came is not kept. */
 export function getsockopt(fd: number, level: number, option: number, value: ArrayBufferView): number {
   const length = Uint32Array.of(value.byteLength)
-  return done(c.getsockopt(fd, level, option, addressOf(value), addressOf(length)))
+  return done(c.getsockopt(fd, level, option, value, length))
 }
 
 /** ioctl(2) with a number, or with the address of a view. */
 export function ioctl(fd: number, request: number, argument: number | ArrayBufferView): number {
-  return done(c.ioctl(fd, request, typeof argument === 'number' ? argument : addressOf(argument)))
+  return done(typeof argument === 'number' ? c.ioctlNumber(fd, request, argument) : c.ioctl(fd, request, argument))
 }
 
 /** setns(2): the calling thread enters the namespace. */
@@ -155,7 +156,7 @@ const SYS_BPF: Partial<Record<string, number>> = { x64: 321, arm64: 280 }
 export function bpf(command: number, attribute: ArrayBufferView): number {
   const call = SYS_BPF[process.arch]
   if (call === undefined) throw new DetourError('unsupported', `bpf(2) is not known here for processor ${process.arch}`)
-  return done(c.syscall(call, command, addressOf(attribute), attribute.byteLength))
+  return done(c.syscall(call, command, attribute, attribute.byteLength))
 }
 
 /** A mapped file: `memory` is valid until `munmap(address, length)`. */

@@ -109,7 +109,13 @@ export interface LinkInfo {
 
 /** Reads an interface's index, MAC, MTU and addresses. Throws DetourError when there is no such interface. */
 export function linkInfo(name: string, namespace = ''): LinkInfo {
-  let link: Record<string, any>
+  let link: {
+    ifindex: number
+    link_type: string
+    address: string
+    mtu: number
+    addr_info: { local: string }[]
+  }
   try {
     link = JSON.parse(ip(['-j', 'address', 'show', 'dev', name], namespace))[0]
   } catch (cause) {
@@ -124,6 +130,6 @@ export function linkInfo(name: string, namespace = ''): LinkInfo {
     type: link.link_type,
     mac: link.address,
     mtu: link.mtu,
-    addresses: (link.addr_info as { local: string }[]).map(info => info.local),
+    addresses: link.addr_info.map(info => info.local),
   }
 }

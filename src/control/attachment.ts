@@ -1,0 +1,196 @@
+// Interception of one pod interface: gates on its egress and ingress that give packets to a TAP beside it, a program that
+// brings them back, and a heartbeat that lets the kernel apply the fail mode when the worker is dead.
+//
+//   pod process ─► eth0 egress ─ gate ─► TAP ─► worker          worker ─► TAP ─ back ─► eth0 egress ─► host
+//   host ─► eth0 ingress ─ gate ─► TAP ─► worker                worker ─► TAP ─ back ─► eth0 ingress ─► pod process
+//
+// Nothing of the interface itself is changed. Programs, heartbeat and TAP outlive the process (pins, a persistent TAP), so
+// that the fail mode holds after SIGKILL; `detach`, or `cleanup` in a later process, takes them away.
+
+import { closeSync, writeFileSync } from 'node:fs'
+import ipaddr from 'ipaddr.js'
+import { DetourError } from '../errors.ts'
+import {
+  BPFFS,
+  createArrayMap,
+  createHashMap,
+  deleteFromMap,
+  type Hook,
+  loadClassifier,
+  makePinDirectory,
+  pin,
+  updateMap,
+} from '../os/bpf.ts'
+import { type AttachRung, attachClassifier, detachClassifiers, release } from '../os/classifier.ts'
+import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
+import { inNamespace, ip, ipBatch, linkInfo } from '../os/netns.ts'
+import { ALL_OFFLOADS, openTap, VNET_HEADER } from '../os/tun.ts'
+import { back, gate } from './programs.ts'
+
+/** Where the pins of attachments lie, one directory an attachment. */
+export const PIN_DIRECTORY = `${BPFFS}/detour`
+
+// The largest MTU a TAP takes with a frame of 64 KiB: 65535 less 14 bytes of Ethernet.
+const TAP_MTU = 65_521
+
+export interface AttachOptions {
+  /** Name or path of the pod's network namespace. */
+  namespace: string
+  interface?: string
+  /** Names the pins: letters, digits, '_' and '-'. */
+  id: string
+  failMode: FailMode
+  /** Silence after which the worker counts as dead. */
+  heartbeatLimitMs: number
+  /** From createProtectedMap; shared by all attachments of a node. */
+  protectedMap: number
+  pinDirectory?: string
+  /** How the gates are held; 'auto' takes TCX where the kernel has it. */
+  rung?: AttachRung | 'auto'
+  /** Upper bound of the TAP's offloads (os/tun OFFLOADS); all by default. */
+  offloads?: number
+}
+
+/** One intercepted pod interface; numbers and strings pass to a worker, `detach` stays here. */
+export interface Attachment {
+  readonly id: string
+  readonly namespace: string
+  readonly interface: string
+  readonly tapName: string
+  /** Belongs to whoever builds the TapDevice, which closes it. */
+  readonly tapFd: number
+  readonly headerSize: number
+  /** CAPABILITY bits of the TAP. */
+  readonly capabilities: number
+  readonly mac: string
+  /** IPv4 and IPv6 addresses of the interface, link-local ones included. */
+  readonly addresses: readonly string[]
+  readonly mtu: number
+  /** The heartbeat map: `new Heartbeat(mapFd)` in the worker. Closed by detach. */
+  readonly mapFd: number
+  readonly rung: AttachRung
+  /** What the gates counted. */
+  failCounters(): FailCounters
+  /** Takes interception away and leaves the interface as it was found. Packets pass untouched from the first step on. */
+  detach(): void
+}
+
+/** Makes the map of protected pods' addresses, one a node; the caller closes it. */
+export function createProtectedMap(entries = 65_536): number {
+  return createHashMap('dt_protected', 16, 1, entries)
+}
+
+/** Intercepts a pod interface, replacing what an earlier process left behind under the same id. Throws DetourError and leaves nothing behind. */
+export function attach(options: AttachOptions): Attachment {
+  const { namespace, interface: name = 'eth0', id, failMode, heartbeatLimitMs, protectedMap, rung = 'auto' } = options
+  const link = linkInfo(name, namespace)
+  if (link.type !== 'ether')
+    throw new DetourError('unsupported', `interface ${name} of ${namespace} is of type ${link.type}: not Ethernet`)
+  cleanup(options)
+
+  const directory = pinDirectoryOf(options)
+  const tapName = tapNameOf(name)
+  const keys = link.addresses.map(protectedKey)
+  const opened: number[] = []
+  try {
+    makePinDirectory(directory)
+    const { offloads = ALL_OFFLOADS } = options
+    const tap = openTap({ name: tapName, namespace, persist: true, headerSize: VNET_HEADER.TUNNEL, offloads })
+    opened.push(tap.fd)
+    quietTap(tapName, namespace)
+    const tapIndex = linkInfo(tapName, namespace).index
+
+    const mapFd = createArrayMap('dt_heartbeat', HEARTBEAT_SIZE, 1)
+    opened.push(mapFd)
+    pin(mapFd, `${directory}/heartbeat`)
+
+    const put = (on: string, hook: Hook, code: Uint8Array, label: string) => {
+      const program = loadClassifier(label, code)
+      try {
+        const hold = attachClassifier({ namespace, interface: on, hook, program }, directory, rung, true)
+        release(hold)
+        return hold.rung
+      } finally {
+        closeSync(program)
+      }
+    }
+    put(tapName, 'ingress', back(link.index, macBytes(link.mac)), 'dt_back')
+    const gateOf = (hook: Hook) => gate({ hook, tapIndex, heartbeatMap: mapFd, protectedMap })
+    put(name, 'egress', gateOf('egress'), 'dt_gate_out')
+    const taken = put(name, 'ingress', gateOf('ingress'), 'dt_gate_in')
+
+    const heartbeat = new Heartbeat(mapFd)
+    for (const key of keys) updateMap(protectedMap, key, Uint8Array.of(1))
+    heartbeat.enable(failMode, heartbeatLimitMs)
+    let attached = true
+    return {
+      id,
+      namespace,
+      interface: name,
+      tapName,
+      tapFd: tap.fd,
+      headerSize: tap.headerSize,
+      capabilities: tap.offloads,
+      mac: link.mac,
+      addresses: link.addresses,
+      mtu: link.mtu,
+      mapFd,
+      rung: taken,
+      failCounters: () => heartbeat.read(),
+      detach() {
+        if (!attached) return
+        attached = false
+        heartbeat.disable()
+        for (const key of keys) deleteFromMap(protectedMap, key)
+        cleanup(options)
+        heartbeat.close()
+        closeSync(mapFd)
+      },
+    }
+  } catch (error) {
+    cleanup(options)
+    for (const fd of opened) closeSync(fd)
+    throw error
+  }
+}
+
+/** Takes away what an attachment of this id left behind, of this process or a dead one; nothing there is fine. */
+export function cleanup(options: Pick<AttachOptions, 'namespace' | 'interface' | 'id' | 'pinDirectory'>): void {
+  const { namespace, interface: name = 'eth0' } = options
+  detachClassifiers(namespace, pinDirectoryOf(options))
+  try {
+    ip(['link', 'delete', 'dev', tapNameOf(name)], namespace)
+  } catch (error) {
+    if (!(error instanceof DetourError) || error.code === 'unsupported') throw error
+  }
+}
+
+/** Makes a TAP that nobody but Detour talks through: no addresses, no neighbour discovery, any size of frame. */
+export function quietTap(name: string, namespace: string): void {
+  inNamespace(namespace, () => {
+    try {
+      writeFileSync(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`, '1')
+    } catch {
+      // A kernel without IPv6 has nothing to keep quiet, and a read-only /proc/sys costs only some noise.
+    }
+  })
+  ipBatch([`link set dev ${name} mtu ${TAP_MTU} up`], namespace)
+}
+
+/** The bytes of a MAC address as printed. */
+export function macBytes(mac: string): Uint8Array {
+  return Uint8Array.from(mac.split(':'), byte => Number.parseInt(byte, 16))
+}
+
+const pinDirectoryOf = ({ pinDirectory = PIN_DIRECTORY, id }: { pinDirectory?: string; id: string }) =>
+  `${pinDirectory}/${id}`
+
+const tapNameOf = (name: string) => `dt-${name.slice(0, 12)}`
+
+// The key of the protected map: 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2).
+function protectedKey(address: string): Uint8Array {
+  const parsed = ipaddr.parse(address)
+  return Uint8Array.from(
+    parsed instanceof ipaddr.IPv4 ? parsed.toIPv4MappedAddress().toByteArray() : parsed.toByteArray(),
+  )
+}

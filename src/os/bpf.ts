@@ -1,0 +1,143 @@
+// BPF maps, programs, links and pins (bpf(2), linux/bpf.h). Set-up only; the packet path maps what it needs.
+
+import { mkdirSync, rmSync, statfsSync } from 'node:fs'
+import { DetourError } from '../errors.ts'
+import { addressOf, bpf, ERRNO, errnoText, mount, must, systemError } from './libc.ts'
+
+const COMMAND = {
+  MAP_CREATE: 0,
+  MAP_LOOKUP: 1,
+  MAP_UPDATE: 2,
+  MAP_DELETE: 3,
+  PROG_LOAD: 5,
+  OBJ_PIN: 6,
+  OBJ_GET: 7,
+  LINK_CREATE: 28,
+} as const
+
+const MAP_TYPE = { HASH: 1, ARRAY: 2 } as const
+const BPF_F_MMAPABLE = 0x400
+const PROG_TYPE_SCHED_CLS = 3
+const ATTACH_TYPE = { ingress: 46, egress: 47 } as const
+const BPF_F_BEFORE = 8
+const BPFFS_MAGIC = 0xcafe4a11
+const LOG_SIZE = 1 << 18
+
+/** Where a classifier runs on an interface. */
+export type Hook = 'ingress' | 'egress'
+
+// One bpf(2) call: the attribute union has 32-bit fields, pointers and a name at fixed offsets.
+function call(
+  command: number,
+  fields: Record<number, number>,
+  pointers: Record<number, Uint8Array> = {},
+  name: [at: number, name: string] = [0, ''],
+): number {
+  const view = new DataView(new ArrayBuffer(128))
+  for (const [at, value] of Object.entries(fields)) view.setUint32(Number(at), value, true)
+  for (const [at, value] of Object.entries(pointers)) view.setBigUint64(Number(at), BigInt(addressOf(value)), true)
+  for (let i = 0; i < Math.min(name[1].length, 15); i++) view.setUint8(name[0] + i, name[1].charCodeAt(i))
+  held.push(pointers)
+  const result = bpf(command, view)
+  held.pop()
+  return result
+}
+
+// NB: keeps what an address points to from being collected during the call.
+const held: unknown[] = []
+
+const text = (value: string) => new TextEncoder().encode(`${value}\0`)
+
+function createMap(name: string, type: number, key: number, value: number, entries: number, flags: number): number {
+  const fields = { 0: type, 4: key, 8: value, 12: entries, 16: flags }
+  return must(call(COMMAND.MAP_CREATE, fields, {}, [28, name]), 'BPF_MAP_CREATE', name)
+}
+
+/** Makes an array map that mmap(2) accepts and returns its file descriptor. Throws DetourError. */
+export function createArrayMap(name: string, valueSize: number, entries: number): number {
+  return createMap(name, MAP_TYPE.ARRAY, 4, valueSize, entries, BPF_F_MMAPABLE)
+}
+
+/** Makes a hash map and returns its file descriptor. Throws DetourError. */
+export function createHashMap(name: string, keySize: number, valueSize: number, entries: number): number {
+  return createMap(name, MAP_TYPE.HASH, keySize, valueSize, entries, 0)
+}
+
+/** Stores an entry. Throws DetourError, with E2BIG when the map is full. */
+export function updateMap(fd: number, key: Uint8Array, value: Uint8Array): void {
+  must(call(COMMAND.MAP_UPDATE, { 0: fd }, { 8: key, 16: value }), 'BPF_MAP_UPDATE_ELEM', `map ${fd}`)
+}
+
+/** Removes an entry; one that is not there is fine. */
+export function deleteFromMap(fd: number, key: Uint8Array): void {
+  const result = call(COMMAND.MAP_DELETE, { 0: fd }, { 8: key })
+  if (result < 0 && result !== -ERRNO.ENOENT) throw systemError('BPF_MAP_DELETE_ELEM', `map ${fd}`, result)
+}
+
+/** Reads an entry into `value` and says whether there is one. */
+export function lookupMap(fd: number, key: Uint8Array, value: Uint8Array): boolean {
+  const result = call(COMMAND.MAP_LOOKUP, { 0: fd }, { 8: key, 16: value })
+  if (result < 0 && result !== -ERRNO.ENOENT) throw systemError('BPF_MAP_LOOKUP_ELEM', `map ${fd}`, result)
+  return result >= 0
+}
+
+/** Loads a classifier and returns its file descriptor. Throws DetourError with the verifier's last words. */
+export function loadClassifier(name: string, instructions: Uint8Array): number {
+  const licence = text('Apache-2.0')
+  const log = new Uint8Array(LOG_SIZE)
+  const fields = { 0: PROG_TYPE_SCHED_CLS, 4: instructions.length / 8 }
+  const pointers = { 8: instructions, 16: licence }
+  const fd = call(COMMAND.PROG_LOAD, fields, pointers, [48, name])
+  if (fd >= 0) return fd
+  if (fd === -ERRNO.EPERM) throw systemError('BPF_PROG_LOAD', name, fd)
+  call(COMMAND.PROG_LOAD, { ...fields, 24: 1, 28: LOG_SIZE }, { ...pointers, 32: log }, [48, name])
+  const words = new TextDecoder()
+    .decode(log.subarray(0, log.indexOf(0)))
+    .trim()
+    .split('\n')
+    .slice(-12)
+    .join('\n')
+  throw new DetourError('system', `BPF_PROG_LOAD ${name}: ${errnoText(-fd)}; the verifier said:\n${words}`)
+}
+
+/**
+ * Attaches a classifier to an interface of the calling thread's namespace by a TCX link and returns the link's file descriptor, or -errno:
+ * -EINVAL on a kernel without TCX (before 6.6). The link ends when that and every pin are gone. `first` puts it in front of the others there.
+ */
+export function attachTcx(program: number, interfaceIndex: number, hook: Hook, first: boolean): number {
+  const fields = { 0: program, 4: interfaceIndex, 8: ATTACH_TYPE[hook], 12: first ? BPF_F_BEFORE : 0 }
+  return call(COMMAND.LINK_CREATE, fields)
+}
+
+/** Gives a map, program or link a name in the BPF file system, so that it outlives the process. */
+export function pin(fd: number, path: string): void {
+  must(call(COMMAND.OBJ_PIN, { 8: fd }, { 0: text(path) }), 'BPF_OBJ_PIN', path)
+}
+
+/** Opens a pinned object, or returns -1 when there is none. */
+export function getPinned(path: string): number {
+  const fd = call(COMMAND.OBJ_GET, {}, { 0: text(path) })
+  if (fd === -ERRNO.ENOENT) return -1
+  return must(fd, 'BPF_OBJ_GET', path)
+}
+
+/** Removes a pin, or a directory of pins; one that is not there is fine. */
+export function unpin(path: string): void {
+  rmSync(path, { recursive: true, force: true })
+}
+
+/** Where the BPF file system belongs. */
+export const BPFFS = '/sys/fs/bpf'
+
+/** Makes an empty directory for pins, mounting the BPF file system at its place when nothing is mounted there. */
+export function makePinDirectory(path: string): void {
+  // A dot is refused by the BPF file system itself.
+  if (!/^\/sys\/fs\/bpf(\/[\w:-]+)+$/.test(path))
+    throw new DetourError(
+      'bad-config',
+      `pin directory '${path}': below ${BPFFS}, names of letters, digits, '_' and '-'`,
+    )
+  if (statfsSync(BPFFS).type !== BPFFS_MAGIC) must(mount('bpf', BPFFS, 'bpf'), 'mount bpf', BPFFS)
+  unpin(path)
+  mkdirSync(path, { recursive: true, mode: 0o700 })
+}
