@@ -1,0 +1,195 @@
+// Capture files: opened and created by the main thread before packets flow. What comes out is plain data that passes
+// through workerData; a descriptor belongs to the process, and whoever opened it closes it.
+import { closeSync, createReadStream, fstatSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createGunzip, type Gunzip } from 'node:zlib'
+import { DetourError } from '../errors.ts'
+import { LINKTYPE, linkHeader, READABLE } from '../wire/linktype.ts'
+import { FILE_HEADER, isPcap, readHeader } from '../wire/pcap.ts'
+import { isPcapng } from '../wire/pcapng.ts'
+
+/** File formats; `pcap` has microseconds, `pcap-ns` nanoseconds. */
+export type CaptureFormat = 'pcap' | 'pcap-ns' | 'pcapng'
+
+/** A capture file that is open for reading; any number of readers may share it, because they read by position. */
+export interface CaptureFile {
+  /** What people see; `-` is standard input. */
+  name: string
+  fd: number
+  /** Bytes, decompressed. */
+  size: number
+  format: CaptureFormat
+  /** Why decompression stopped short, if it did: readers report it when they have read what there is. */
+  fault?: string
+}
+
+/** A file that is open for writing. */
+export interface OutputFile {
+  name: string
+  fd: number
+}
+
+const GZIP = 0x1f8b
+
+/**
+ * Opens a capture file, or standard input as `-`. Input that is compressed by gzip, or that cannot be read by position, is first
+ * copied to a temporary file without a name, so memory stays flat. Throws DetourError when there is no capture to read.
+ */
+export async function openCapture(path: string): Promise<CaptureFile> {
+  const name = path === '-' ? 'standard input' : path
+  let fd = path === '-' ? 0 : open(path, 'r')
+  try {
+    const stat = fstatSync(fd)
+    if (stat.isDirectory()) throw new DetourError('bad-file', `${name} is a directory, not a capture file`)
+    let fault: string | undefined
+    if (!stat.isFile() || magicOf(fd) === GZIP) {
+      const from = fd
+      fd = temporary()
+      try {
+        fault = await spool(from, fd, name)
+      } finally {
+        if (from !== 0) closeSync(from)
+      }
+    }
+    const format = identify(fd, name, fault)
+    return { name, fd, size: fstatSync(fd).size, format, ...(fault === undefined ? {} : { fault }) }
+  } catch (error) {
+    if (fd !== 0) closeSync(fd)
+    throw error
+  }
+}
+
+/** Closes the file; no reader may use it any more. */
+export function closeCapture(file: CaptureFile | OutputFile): void {
+  if (file.fd > 2) closeSync(file.fd)
+}
+
+/** Creates a file, or takes standard output as `-`. Throws DetourError, also when it is the file that is being read. */
+export function createCapture(path: string, reading?: CaptureFile): OutputFile {
+  if (path === '-') return { name: 'standard output', fd: 1 }
+  if (reading !== undefined) refuseSame(path, reading)
+  return { name: path, fd: open(path, 'w') }
+}
+
+function refuseSame(path: string, reading: CaptureFile): void {
+  let fd: number
+  try {
+    fd = openSync(path, 'r')
+  } catch {
+    return
+  }
+  const there = fstatSync(fd)
+  closeSync(fd)
+  const here = fstatSync(reading.fd)
+  if (there.isFile() && there.dev === here.dev && there.ino === here.ino)
+    throw new DetourError('usage', `${path} is the file that is being read: write to another`)
+}
+
+function open(path: string, flags: string): number {
+  try {
+    return openSync(path, flags)
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT') throw new DetourError('not-found', `${path}: no such file or directory`, { cause: error })
+    if (code === 'EACCES') throw new DetourError('permission', `${path}: permission denied`, { cause: error })
+    throw new DetourError('system', `${path}: ${message}`, { cause: error })
+  }
+}
+
+function temporary(): number {
+  const path = join(tmpdir(), `detour-${process.pid}-${Math.random().toString(36).slice(2)}`)
+  const fd = openSync(path, 'wx+', 0o600)
+  unlinkSync(path)
+  return fd
+}
+
+// Copies and decompresses; resolves to what went wrong with the compressed data, if something did.
+function spool(from: number, to: number, name: string): Promise<string | undefined> {
+  return new Promise((resolve, reject) => {
+    const source = createReadStream('', { fd: from, autoClose: false })
+    let gunzip: Gunzip | undefined
+    let head: Buffer | undefined
+    const fail = (error: Error) => {
+      source.destroy()
+      gunzip?.destroy()
+      reject(
+        error instanceof DetourError ? error : new DetourError('system', `${name}: ${error.message}`, { cause: error }),
+      )
+    }
+    const keep = (chunk: Buffer) => {
+      try {
+        for (let at = 0; at < chunk.length; ) at += writeSync(to, chunk, at)
+      } catch (error) {
+        fail(new DetourError('system', `${name}: cannot copy to ${tmpdir()}: ${(error as Error).message}`))
+      }
+    }
+    const decompress = () => {
+      const stream = createGunzip()
+      stream.on('data', keep)
+      stream.on('end', () => resolve(undefined))
+      stream.on('error', error => {
+        source.destroy()
+        resolve(`gzip: ${error.message}`)
+      })
+      return stream
+    }
+    source.on('error', fail)
+    source.on('data', data => {
+      const chunk = data as Buffer
+      if (gunzip !== undefined) {
+        if (!gunzip.write(chunk)) {
+          source.pause()
+          gunzip.once('drain', () => source.resume())
+        }
+      } else if (head !== undefined && head.length >= 2) keep(chunk)
+      else {
+        head = head === undefined ? chunk : Buffer.concat([head, chunk])
+        if (head.length < 2) return
+        if (head.readUInt16BE() === GZIP) {
+          gunzip = decompress()
+          gunzip.write(head)
+        } else keep(head)
+      }
+    })
+    source.on('end', () => {
+      if (gunzip !== undefined) gunzip.end()
+      else {
+        if (head?.length === 1) keep(head)
+        resolve(undefined)
+      }
+    })
+  })
+}
+
+function magicOf(fd: number): number {
+  const two = Buffer.alloc(2)
+  return readSync(fd, two, 0, 2, 0) === 2 ? two.readUInt16BE() : 0
+}
+
+function identify(fd: number, name: string, fault: string | undefined): CaptureFormat {
+  const bytes = new Uint8Array(FILE_HEADER)
+  const got = readSync(fd, bytes, 0, FILE_HEADER, 0)
+  const bad = (what: string) =>
+    new DetourError('bad-file', `${name}: offset 0: ${what}${fault === undefined ? '' : ` (${fault})`}`)
+  if (got === 0) throw bad('the file is empty; expected a pcap or pcapng capture')
+  const v = new DataView(bytes.buffer)
+  if (got >= 4 && isPcapng(v, 0)) return 'pcapng'
+  if (got < 4 || !isPcap(v, 0)) {
+    const magic = Buffer.from(bytes.subarray(0, Math.min(got, 4))).toString('hex')
+    throw bad(`the file starts with ${magic}, which is neither pcap nor pcapng nor gzip`)
+  }
+  if (got < FILE_HEADER) throw bad(`the file ends after ${got} of the ${FILE_HEADER} bytes of a pcap file header`)
+  const header = readHeader(v, 0)
+  if (header === undefined) throw bad('the file header is of a pcap version other than 2')
+  if (linkHeader(header.linktype) < 0) throw bad(unreadable(header.linktype))
+  return header.nanoseconds ? 'pcap-ns' : 'pcap'
+}
+
+/** The sentence for a link type that cannot be read. */
+export function unreadable(linktype: number): string {
+  return `packets of link type ${linktype} cannot be read; these can: ${READABLE}`
+}
+
+/** The link type that is written. */
+export const WRITTEN = LINKTYPE.ETHERNET

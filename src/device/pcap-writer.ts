@@ -1,0 +1,200 @@
+// Writes frames to a capture file through one large buffer. Link type Ethernet, little-endian, snaplen 262144.
+import { writeSync } from 'node:fs'
+import { DROP } from '../drop.ts'
+import { DetourError } from '../errors.ts'
+import type { Batch } from '../memory/batch.ts'
+import { copyBytes } from '../memory/copy.ts'
+import type { StageCounters } from '../memory/counters.ts'
+import type { Pool } from '../memory/pool.ts'
+import { LINKTYPE } from '../wire/linktype.ts'
+import { type PcapHeader, RECORD_HEADER, writeHeader, writeRecord } from '../wire/pcap.ts'
+import {
+  ENHANCED_HEADER,
+  FLAGS_SIZE,
+  type Interface,
+  pad,
+  writeEnhanced,
+  writeFlags,
+  writeInterface,
+  writeSection,
+} from '../wire/pcapng.ts'
+import { MAX_CAPTURED } from '../wire/record.ts'
+import type { Device } from './device.ts'
+import type { CaptureFormat, OutputFile } from './pcap-file.ts'
+import type { Origins } from './pcap-origins.ts'
+
+export interface PcapWriterOptions {
+  /** `pcapng` when not given. */
+  format?: CaptureFormat
+  /**
+   * What the reader of the same thread knows of each packet: its length on the wire and, from pcapng to pcapng, byte
+   * order, sections, interfaces, options and blocks that are no packets.
+   */
+  origins?: Origins
+}
+
+/** Directions of a packet, as in epb_flags; NONE writes no flags. */
+export const DIRECTION = { NONE: 0, RECEIVED: 1, TRANSMITTED: 2 } as const
+
+const FLUSH = 1 << 20
+// Behind the flush mark there is room for one more packet with options, or one more block that was read whole.
+const RESERVE = 2 << 20
+
+/** Transmits to a capture file; receives nothing. `close` flushes and leaves the descriptor to whoever opened it. */
+export class PcapWriter implements Device {
+  readonly name: string
+  readonly capabilities = 0
+  readonly fd = -1
+  readonly exhausted = true
+  /** Set when the file could not be written; from then on packets are dropped. */
+  fault: DetourError | undefined
+
+  private readonly pool: Pool
+  private readonly counters: StageCounters
+  private readonly file: OutputFile
+  private readonly origins: Origins | undefined
+  /** Sections and interfaces come from the file that is read. */
+  private readonly mirror: boolean
+  /** pcap's file header; undefined for pcapng. */
+  private readonly header: PcapHeader | undefined
+  private readonly buffer: Uint8Array
+  private readonly view: DataView
+  private at = 0
+  private little = true
+  private interfaces: Interface[] = []
+
+  constructor(pool: Pool, counters: StageCounters, file: OutputFile, options: PcapWriterOptions = {}) {
+    const { format = 'pcapng', origins } = options
+    this.pool = pool
+    this.counters = counters
+    this.file = file
+    this.name = `pcap:${file.name}`
+    this.origins = origins
+    this.mirror = format === 'pcapng' && origins?.format === 'pcapng'
+    this.buffer = new Uint8Array(FLUSH + RESERVE + pool.frameSize)
+    this.view = new DataView(this.buffer.buffer)
+    if (format === 'pcapng') {
+      if (!this.mirror) this.at = writeSection(this.view, 0, 'Detour')
+    } else {
+      const nanoseconds = format === 'pcap-ns'
+      this.header = { little: true, nanoseconds, snaplen: MAX_CAPTURED, linktype: LINKTYPE.ETHERNET, fcs: 0 }
+      this.at = writeHeader(this.view, 0, this.header)
+    }
+  }
+
+  /** Describes an interface of a pcapng file and returns its number. */
+  addInterface(name: string): number {
+    this.at += writeInterface(this.view, this.at, LINKTYPE.ETHERNET, MAX_CAPTURED, name)
+    return (
+      this.interfaces.push({ linktype: LINKTYPE.ETHERNET, snaplen: MAX_CAPTURED, ticks: 1e9, offset: 0, fcs: 0 }) - 1
+    )
+  }
+
+  receive(): number {
+    return 0
+  }
+
+  /** Writes every frame of the batch with its capture time, and frees it. */
+  transmit(batch: Batch): void {
+    const { pool } = this
+    const { seconds, nanoseconds } = pool
+    for (let i = 0; i < batch.length; i++) {
+      const frame = batch.frames[i]
+      this.write(frame, seconds[frame], nanoseconds[frame], 0, DIRECTION.NONE)
+    }
+    pool.freeAll(batch)
+  }
+
+  /** Writes a frame, which stays with the caller. Counts it as sent or dropped. */
+  write(frame: number, seconds: number, nanoseconds: number, interfaceNumber: number, direction: number): void {
+    const { pool, counters, header, view, origins } = this
+    const length = pool.length[frame]
+    if (this.at >= FLUSH) this.flush()
+    if (this.fault !== undefined || length > MAX_CAPTURED) {
+      counters.dropped(this.fault === undefined ? DROP.OVERSIZED : DROP.DEVICE_ERROR)
+      return
+    }
+    const number = pool.sequence[frame]
+    const row = origins === undefined ? -1 : origins.row(number)
+    const original = row < 0 ? length : length + origins!.missingOf(row)
+    if (header !== undefined) {
+      writeRecord(view, this.at, header, seconds, nanoseconds, length, original)
+      copyBytes(view, this.at + RECORD_HEADER, pool.view, pool.start[frame], length)
+      this.at += RECORD_HEADER + length
+    } else if (!this.enhanced(frame, number, row, original, seconds, nanoseconds, interfaceNumber, direction)) {
+      counters.dropped(DROP.DEVICE_ERROR)
+      return
+    }
+    counters.sent(1, length)
+    counters.copied(length)
+  }
+
+  /** Hands what is buffered to the kernel; never throws. */
+  flush(): void {
+    let from = 0
+    while (from < this.at && this.fault === undefined) {
+      try {
+        from += writeSync(this.file.fd, this.buffer, from, this.at - from)
+        this.counters.called()
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'EAGAIN') Atomics.wait(sleeper, 0, 0, 1)
+        else this.fault = new DetourError('system', `${this.file.name}: ${(error as Error).message}`, { cause: error })
+      }
+    }
+    this.at = 0
+  }
+
+  close(): void {
+    if (this.mirror) this.passBlocks(Number.POSITIVE_INFINITY)
+    else if (this.header === undefined && this.interfaces.length === 0) this.addInterface('')
+    this.flush()
+  }
+
+  // Writes an enhanced packet block; false when the file that is read has described no interface for it.
+  private enhanced(
+    frame: number,
+    number: number,
+    row: number,
+    original: number,
+    seconds: number,
+    nanoseconds: number,
+    interfaceNumber: number,
+    direction: number,
+  ): boolean {
+    const { pool, view, origins, interfaces } = this
+    const length = pool.length[frame]
+    let to = interfaceNumber
+    let options = direction === DIRECTION.NONE ? 0 : FLAGS_SIZE
+    if (this.mirror) {
+      this.passBlocks(number)
+      to = row < 0 ? 0 : origins!.interfaceOf(row)
+      if (to >= this.interfaces.length) to = 0
+      options = row < 0 ? 0 : origins!.optionsOf(row)
+    } else if (interfaces.length === 0) this.addInterface('')
+    if (this.interfaces.length === 0) return false
+    const { at } = this
+    copyBytes(view, at + ENHANCED_HEADER, pool.view, pool.start[frame], length)
+    const optionsAt = at + ENHANCED_HEADER + pad(length)
+    if (options > 0 && this.mirror) origins!.copyOptions(row, view, optionsAt)
+    else if (options > 0) writeFlags(view, optionsAt, direction)
+    const target = this.interfaces[to]
+    this.at += writeEnhanced(view, at, this.little, to, target, seconds, nanoseconds, length, original, options)
+    return true
+  }
+
+  // Writes the blocks that come before a record.
+  private passBlocks(number: number): void {
+    for (let block = this.origins!.take(number); block !== undefined; block = this.origins!.take(number)) {
+      if (this.at >= FLUSH) this.flush()
+      if (block.little !== undefined) {
+        this.little = block.little
+        this.interfaces = []
+      }
+      if (block.described !== undefined) this.interfaces.push(block.described)
+      this.buffer.set(block.bytes, this.at)
+      this.at += block.bytes.length
+    }
+  }
+}
+
+const sleeper = new Int32Array(new SharedArrayBuffer(4))
