@@ -24,7 +24,8 @@ const TUNNEL_HEADER = 24
 /** Bytes one breath should carry: what a batch touches stays in the second-level cache until it is transmitted. */
 const BREATH_BYTES = 256 * 1024
 
-export interface TapDeviceOptions {
+/** An open TAP: plain data that passes through workerData (a descriptor belongs to the process). */
+export interface TapSpec {
   name: string
   /** Non-blocking file descriptor of the TAP; the device closes it. */
   fd: number
@@ -32,8 +33,6 @@ export interface TapDeviceOptions {
   headerSize: number
   /** CAPABILITY bits: the offloads that the TAP, and what lies behind it, do. */
   capabilities: number
-  pool: Pool
-  counters: StageCounters
 }
 
 /** A TAP that frames are received from and transmitted to. */
@@ -48,8 +47,8 @@ export class TapDevice implements Device {
   private readonly headerSize: number
   private readonly base: number
 
-  constructor({ name, fd, headerSize, capabilities, pool, counters }: TapDeviceOptions) {
-    this.name = name
+  constructor(pool: Pool, counters: StageCounters, { name, fd, headerSize, capabilities }: TapSpec) {
+    this.name = `tap:${name}`
     this.fd = fd
     this.capabilities = capabilities
     this.headerSize = headerSize

@@ -1,0 +1,214 @@
+// The node's end of the tunnel: a TAP whose frames go to the uplink and to which the tunnel's packets come from there, both
+// by BPF, so that super-packets stay whole. The kernel's routes and neighbours find the way; nothing else on the uplink changes.
+//
+//   worker ─► TAP ─ toUplink ─► uplink ─► endpoint            endpoint ─► uplink ─ fromUplink ─► TAP ─► worker
+//
+// The rung is the best that the kernel accepts, or the one asked for:
+//
+//   tunnel-gso   tunnelled super-packets go out and come in whole (kernel 6.17)
+//   uso          outer UDP super-packets (kernel 6.2)
+//   plain        one packet a frame
+//   udp-socket   no TAP: device/udp carries the tunnel over a socket
+
+import { closeSync } from 'node:fs'
+import ipaddr from 'ipaddr.js'
+import { DetourError } from '../errors.ts'
+import { BPFFS, type Hook, loadClassifier, makePinDirectory } from '../os/bpf.ts'
+import { type AttachRung, attachClassifier, detachClassifiers, type Hold, release } from '../os/classifier.ts'
+import { checksumsAnywhere } from '../os/ethtool.ts'
+import { AF, bind, close, must, SOCK, setsockopt, socket } from '../os/libc.ts'
+import { inNamespace, ip, type LinkInfo, linkInfo } from '../os/netns.ts'
+import { OFFLOADS, openTap, type Tap } from '../os/tun.ts'
+import { quietTap } from './attachment.ts'
+import { fromUplink, toUplink } from './programs.ts'
+
+/** How super-packets cross the underlay, best first. */
+export const OFFLOAD_RUNGS = ['tunnel-gso', 'uso', 'plain', 'udp-socket'] as const
+export type OffloadRung = (typeof OFFLOAD_RUNGS)[number]
+
+// What the TAP is asked for on each rung.
+const WANTED = {
+  'tunnel-gso': OFFLOADS.CHECKSUM | OFFLOADS.TSO | OFFLOADS.USO | OFFLOADS.TUNNEL | OFFLOADS.TUNNEL_CHECKSUM,
+  uso: OFFLOADS.CHECKSUM | OFFLOADS.USO,
+  plain: OFFLOADS.CHECKSUM,
+} as const
+
+const SOL_SOCKET = 1
+const SO_RCVBUF = 8
+const SOL_IPV6 = 41
+const IPV6_V6ONLY = 26
+const SOL_UDP = 17
+const UDP_GRO = 104
+
+export interface UnderlayOptions {
+  /** Name or path of the node's network namespace; '' is the current one. */
+  namespace: string
+  /** The uplink. */
+  interface: string
+  /** The tunnel's own address on the uplink, IPv4 or IPv6. */
+  localAddress: string
+  /** The tunnel's UDP port. */
+  port: number
+  rung?: OffloadRung | 'auto'
+  attach?: AttachRung | 'auto'
+}
+
+/** An open underlay; numbers and strings pass to a worker, `close` stays here. */
+export interface Underlay {
+  /** On 'udp-socket' there is no TAP: open device/udp on the address and port instead. */
+  readonly offloadRung: OffloadRung
+  /** Undefined on 'udp-socket'. */
+  readonly attachRung: AttachRung | undefined
+  /** Empty on 'udp-socket'. */
+  readonly tapName: string
+  /** Belongs to whoever builds the TapDevice, which closes it; -1 on 'udp-socket'. */
+  readonly fd: number
+  readonly headerSize: number
+  /** CAPABILITY bits of TAP and uplink together. */
+  readonly capabilities: number
+  /** Largest outer IP packet. */
+  readonly uplinkMtu: number
+  /** The uplink's MAC address. */
+  readonly localMac: string
+  /** Takes the underlay away and leaves the uplink as it was found. */
+  close(): void
+}
+
+/** Opens the underlay, replacing what a dead process left on this uplink and port. Throws DetourError and leaves nothing behind. */
+export function openUnderlay(options: UnderlayOptions): Underlay {
+  const { namespace, interface: uplink, port, rung = 'auto', attach = 'auto' } = options
+  const link = linkInfo(uplink, namespace)
+  const address = localBytes(options, link)
+  if (rung === 'udp-socket') return withoutTap(link)
+  if (link.type !== 'ether') {
+    if (rung === 'auto') return withoutTap(link)
+    throw new DetourError(
+      'unsupported',
+      `uplink ${uplink} is of type ${link.type}: only rung udp-socket does without Ethernet`,
+    )
+  }
+
+  const directory = `${BPFFS}/detour/underlay_${uplink.replaceAll('.', ':')}_${port}`
+  const tapName = `dt-u${port}`
+  const holds: Hold[] = []
+  let tap: Tap | undefined
+  let guard = -1
+  const undo = () => {
+    for (const hold of holds) release(hold)
+    detachClassifiers(namespace, directory)
+    removeLink(tapName, namespace)
+    if (guard >= 0) close(guard)
+  }
+  detachClassifiers(namespace, directory)
+  try {
+    guard = inNamespace(namespace, () => guardPort(address, port, options.localAddress))
+    removeLink(tapName, namespace)
+    tap = openTap({ name: tapName, namespace, offloads: WANTED[rung === 'auto' ? 'tunnel-gso' : rung] })
+    const offloadRung = rungOf(tap.offloads)
+    if (rung !== 'auto' && offloadRung !== rung)
+      throw new DetourError(
+        'unsupported',
+        `underlay rung ${rung}: this kernel's TAP does no better than ${offloadRung}`,
+      )
+    quietTap(tapName, namespace)
+
+    makePinDirectory(directory)
+    const put = (on: string, hook: Hook, code: Uint8Array, label: string) => {
+      const program = loadClassifier(label, code)
+      try {
+        // First, because another program may hand the packet elsewhere, and nobody else waits for this port.
+        const hold = attachClassifier(
+          { namespace, interface: on, hook, program, first: true },
+          directory,
+          attach,
+          false,
+        )
+        holds.push(hold)
+        return hold.rung
+      } finally {
+        closeSync(program)
+      }
+    }
+    put(tapName, 'ingress', toUplink(link.index), 'dt_to_uplink')
+    const tapIndex = linkInfo(tapName, namespace).index
+    const attachRung = put(uplink, 'ingress', fromUplink(tapIndex, address, port), 'dt_from_uplink')
+    // NB: an uplink that knows only TCP and UDP over IP would put an inner checksum in the wrong place.
+    const checksums = checksumsAnywhere(uplink, namespace) ? OFFLOADS.CHECKSUM : 0
+    return {
+      offloadRung,
+      attachRung,
+      tapName,
+      fd: tap.fd,
+      headerSize: tap.headerSize,
+      capabilities: (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums,
+      uplinkMtu: link.mtu,
+      localMac: link.mac,
+      close: undo,
+    }
+  } catch (error) {
+    undo()
+    if (tap !== undefined) closeSync(tap.fd)
+    throw error
+  }
+}
+
+function withoutTap(link: LinkInfo): Underlay {
+  return {
+    offloadRung: 'udp-socket',
+    attachRung: undefined,
+    tapName: '',
+    fd: -1,
+    headerSize: 0,
+    capabilities: 0,
+    uplinkMtu: link.mtu,
+    localMac: link.mac,
+    close() {},
+  }
+}
+
+function rungOf(offloads: number): OffloadRung {
+  if ((offloads & OFFLOADS.TUNNEL) !== 0) return 'tunnel-gso'
+  return (offloads & OFFLOADS.USO) !== 0 ? 'uso' : 'plain'
+}
+
+function localBytes({ localAddress, interface: uplink }: UnderlayOptions, link: LinkInfo): Uint8Array {
+  if (!ipaddr.isValid(localAddress))
+    throw new DetourError('bad-config', `local address '${localAddress}': an IPv4 or IPv6 address`)
+  const parsed = ipaddr.parse(localAddress)
+  if (!link.addresses.some(address => ipaddr.parse(address).toNormalizedString() === parsed.toNormalizedString()))
+    throw new DetourError(
+      'bad-config',
+      `local address ${localAddress} is not on uplink ${uplink}, which has ${link.addresses.join(', ') || 'none'}`,
+    )
+  return Uint8Array.from(parsed.toByteArray())
+}
+
+// Holds the tunnel's port: nobody else takes it, and the kernel does not answer "port unreachable" for what the program
+// leaves to it. Nobody reads the socket, so its queue is as short as can be. With UDP_GRO the kernel merges a run of
+// datagrams that a NIC delivers into one super-packet before the program sees it.
+function guardPort(address: Uint8Array, port: number, text: string): number {
+  const ipv4 = address.length === 4
+  const fd = must(socket(ipv4 ? AF.INET : AF.INET6, SOCK.DGRAM, 0), 'socket', 'udp')
+  const sockaddr = Buffer.alloc(ipv4 ? 16 : 28)
+  sockaddr.writeUInt16LE(ipv4 ? AF.INET : AF.INET6)
+  sockaddr.writeUInt16BE(port, 2)
+  sockaddr.set(address, ipv4 ? 4 : 8)
+  try {
+    if (!ipv4) setsockopt(fd, SOL_IPV6, IPV6_V6ONLY, 1)
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, 0)
+    setsockopt(fd, SOL_UDP, UDP_GRO, 1)
+    must(bind(fd, sockaddr), 'bind', `UDP ${text} port ${port}`)
+  } catch (error) {
+    close(fd)
+    throw error
+  }
+  return fd
+}
+
+function removeLink(name: string, namespace: string): void {
+  try {
+    ip(['link', 'delete', 'dev', name], namespace)
+  } catch (error) {
+    if (!(error instanceof DetourError) || error.code === 'unsupported') throw error
+  }
+}
