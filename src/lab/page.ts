@@ -2,10 +2,11 @@
 
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import type { DropRow } from '../control/protocol.ts'
 import { bytes, compact, escapeHtml } from './format.ts'
 import { PAGE_SCRIPT } from './page-script.ts'
 import { PAGE_STYLE } from './page-style.ts'
-import type { DropRow, FaceSnapshot, LabReport, StepResult } from './report.ts'
+import type { FaceSnapshot, LabReport, StepResult } from './report.ts'
 import { renderTopology } from './topology-svg.ts'
 
 /** Renders the whole page. */

@@ -22,6 +22,8 @@ export interface Running {
   readonly done: Promise<number | string>
   /** Resolves with the first line, past or to come, that the test accepts; rejects when it ends or the time is over. */
   line(test: (line: string) => boolean, timeoutMs: number): Promise<string>
+  /** An error that names the process and its last words. */
+  failure(why: string): DetourError
   /** Sends a signal and waits for the end; a process that is gone is fine. */
   stop(signal?: NodeJS.Signals): Promise<void>
 }
@@ -42,8 +44,7 @@ export async function run(where: Where, name: string, command: string[], timeout
   const status = await running.done
   clearTimeout(timer)
   if (status === 0) return running.lines.join('\n')
-  const late = status === 'SIGKILL' ? `no end after ${timeoutMs} ms` : `status ${status}`
-  throw new DetourError('system', `lab: ${name}: ${late}: ${tail(running)}`)
+  throw running.failure(status === 'SIGKILL' ? `no end after ${timeoutMs} ms` : `status ${status}`)
 }
 
 /** The command line that runs one of the laboratory's own programs. */
@@ -99,8 +100,7 @@ function follow(child: ChildProcess, name: string, onLine?: (line: string) => vo
       const past = lines.find(test)
       if (past !== undefined) return Promise.resolve(past)
       return new Promise((resolve, reject) => {
-        const fail = (why: string) =>
-          finish(() => reject(new DetourError('system', `lab: ${name}: ${why}: ${tail(running)}`)))
+        const fail = (why: string) => finish(() => reject(running.failure(why)))
         const timer = setTimeout(() => fail(`not ready after ${timeoutMs} ms`), timeoutMs)
         const wake = (line: string | null) => {
           if (line === null) fail('ended before it was ready')
@@ -115,6 +115,7 @@ function follow(child: ChildProcess, name: string, onLine?: (line: string) => vo
         else waiting.add(wake)
       })
     },
+    failure: why => new DetourError('system', `lab: ${name}: ${why}: ${tail(running)}`),
     async stop(signal = 'SIGTERM') {
       child.kill(signal)
       await done

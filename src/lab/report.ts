@@ -2,6 +2,7 @@
 
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import type { DropRow, StageRow } from '../control/protocol.ts'
 import type { AttachmentRow, FlowRow, UnderlayRow } from '../control/source.ts'
 import { renderPage } from './page.ts'
 import type { Role } from './topology.ts'
@@ -15,26 +16,6 @@ export interface StepResult {
   ok: boolean | null
   observed: string
   ms: number
-}
-
-/** A stage's counters as the control socket tells them. */
-export interface StageRow {
-  worker: string
-  stage: string
-  inPackets: number
-  inBytes: number
-  outPackets: number
-  outBytes: number
-  drops: number
-}
-
-/** Packets that one stage dropped for one reason. */
-export interface DropRow {
-  worker: string
-  stage: string
-  reason: string
-  text: string
-  packets: number
 }
 
 /** What a running face told on its control socket at one moment. */

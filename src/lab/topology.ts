@@ -35,6 +35,8 @@ export interface Topology {
   readonly places: Readonly<Record<Role, Place>>
   /** The MTU of the underlay link between node and gateway. */
   readonly uplinkMtu: number
+  /** What the names of this run's pinned programs begin with. */
+  readonly pinPrefix: string
   /** Kills what runs in the namespaces and removes them; may be called twice. */
   close(): void
 }
@@ -84,7 +86,7 @@ export function buildTopology(options: TopologyOptions = {}): Topology {
     throw error
   }
   const places = Object.fromEntries(ROLES.map(role => [role, place(run, role)])) as Record<Role, Place>
-  return { run, places, uplinkMtu, close: () => removeRun(run) }
+  return { run, places, uplinkMtu, pinPrefix: pinPrefix(run), close: () => removeRun(run) }
 }
 
 /** Leaves a run in place when this process ends; `cleanUp` or the next run of that name removes it. */
@@ -175,6 +177,10 @@ function removeRun(run: string): void {
     deleteNamespace(namespace)
   }
   rmSync(statePath(run), { force: true })
+}
+
+function pinPrefix(run: string): string {
+  return `lab-${run}-`
 }
 
 function kill(pid: number): void {

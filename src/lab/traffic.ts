@@ -112,6 +112,16 @@ export function probeLoss(records: readonly ProbeRecord[], fromMs: number, toMs:
   return { sent: sent.length, lost, answered: sent.length - lost }
 }
 
+/** Asks again and again until there is an answer; undefined when the time is over. */
+export async function waitFor<T>(ask: () => Promise<T | undefined>, limitMs: number): Promise<T | undefined> {
+  const end = Date.now() + limitMs
+  for (;;) {
+    const answer = await ask()
+    if (answer !== undefined || Date.now() > end) return answer
+    await new Promise(resolve => setTimeout(resolve, 50))
+  }
+}
+
 function longestRun(records: readonly ProbeRecord[], sinceMs: number): number {
   let longest = 0
   let length = 0

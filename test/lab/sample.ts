@@ -5,6 +5,20 @@ import type { LabReport } from '../../src/lab/report.ts'
 const second = (gbps: number) =>
   Array.from({ length: 20 }, (_, at): [number, number] => [(at + 1) / 4 + 0.0003, gbps + Math.sin(at)])
 
+const stage = (worker: string, name: string, drops: number) => ({
+  worker,
+  stage: name,
+  inPackets: 1_444_600,
+  inBytes: 9.9e9,
+  outPackets: 1_444_600 - drops,
+  outBytes: 9.9e9,
+  created: 0,
+  copiedBytes: 0,
+  calls: 30_000,
+  errors: 0,
+  drops,
+})
+
 export function sampleReport(): LabReport {
   const start = Date.UTC(2026, 0, 2, 3, 4, 5)
   const lost = (at: number) => (at >= 100 && at < 112) || (at >= 300 && at < 309)
@@ -42,26 +56,7 @@ export function sampleReport(): LabReport {
     },
     faces: ['node', 'gateway'].map(face => ({
       face,
-      stages: [
-        {
-          worker: face,
-          stage: 'receive',
-          inPackets: 1_444_600,
-          inBytes: 9.9e9,
-          outPackets: 1_444_600,
-          outBytes: 9.9e9,
-          drops: 0,
-        },
-        {
-          worker: face,
-          stage: 'decide',
-          inPackets: 1_444_600,
-          inBytes: 9.9e9,
-          outPackets: 1_444_593,
-          outBytes: 9.9e9,
-          drops: 7,
-        },
-      ],
+      stages: [stage(face, 'receive', 0), stage(face, 'decide', 7)],
       drops: [{ worker: face, stage: 'decide', reason: 'policy', text: 'a rule says drop', packets: 7 }],
       flows: [
         {

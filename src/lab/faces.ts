@@ -1,0 +1,159 @@
+// The faces of Detour that the laboratory runs, each a process of its own: the gateway and the node.
+
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { connectControl } from '../control/client.ts'
+import type { FailMode, ProfileName } from '../control/config.ts'
+import { PROFILE_PORT } from '../control/config.ts'
+import { detour, program, type Running, start } from './process.ts'
+import type { FaceSnapshot } from './report.ts'
+import type { Topology } from './topology.ts'
+
+/** What the two faces are told. */
+export interface FaceOptions {
+  topology: Topology
+  profile: ProfileName
+  family: 'ipv4' | 'ipv6'
+  failMode: FailMode
+  /** Where rule file, verdict log and captures go. */
+  folder: string
+}
+
+/** One line of the gateway's verdict log. */
+export interface VerdictLine {
+  rule: string
+  action: string
+  source: string
+  destination: string
+  destinationPort: number
+}
+
+/** What `programs/node` reads from its argument. */
+export interface NodeProgramInput {
+  control: string
+  namespace: string
+  profile: ProfileName
+  local: string
+  remote: string
+  vni: number
+  failMode: FailMode
+  uplink: string
+  pods: { id: string; namespace: string; interface: string; addresses: string[] }[]
+  captures: { overlay: string; underlay: string }
+}
+
+const START_LIMIT_MS = 15_000
+const VNI = 77
+
+const POLICY = `# What the laboratory's gateway does: everything may pass but one page.
+default: allow
+rules:
+  - name: no-secrets
+    protocol: tcp
+    ports: [8080]
+    signature: { text: 'GET /secret' }
+    action: reset
+`
+
+export const RULE = 'no-secrets'
+
+/** The control socket of a face of this run; `main` has the default ones, so that \`detour show\` finds them by name. */
+export function controlSocket(topology: Topology, face: 'node' | 'gateway'): string {
+  return `/run/detour/${topology.run === 'main' ? face : `${face}-${topology.run}`}.sock`
+}
+
+/** Starts the gateway in its namespace and waits until it answers on its control socket. */
+export async function startGateway(options: FaceOptions): Promise<Running> {
+  const { topology, profile, family, folder } = options
+  const policy = join(folder, 'policy.yaml')
+  writeFileSync(policy, POLICY)
+  const address = topology.places.gateway[family]
+  const listen = `${address.includes(':') ? `[${address}]` : address}:${PROFILE_PORT[profile]}`
+  const control = controlSocket(topology, 'gateway')
+  const files = ['--policy', policy, '--log', verdictLog(folder), '--control', control]
+  const command = detour('gateway', '--listen', listen, '--profile', profile, ...files)
+  return answering(start(topology.places.gateway, 'gateway', command), control)
+}
+
+/** Starts the node in its namespace, with both pods attached, and waits until it answers on its control socket. */
+export async function startNode(options: FaceOptions): Promise<Running> {
+  const { topology, profile, family, failMode, folder } = options
+  const { node, gateway, client, server } = topology.places
+  const control = controlSocket(topology, 'node')
+  const input: NodeProgramInput = {
+    control,
+    namespace: node.path,
+    profile,
+    local: node[family],
+    remote: gateway[family],
+    vni: VNI,
+    failMode,
+    uplink: node.interface,
+    pods: [client, server].map(pod => ({
+      id: pod.role,
+      namespace: pod.path,
+      interface: pod.interface,
+      addresses: [pod.ipv4, pod.ipv6],
+    })),
+    captures: { overlay: join(folder, 'overlay.pcapng'), underlay: join(folder, 'underlay.pcapng') },
+  }
+  return answering(start(node, 'node', program('node', JSON.stringify(input))), control)
+}
+
+/** Reads what a running face tells about itself. */
+export async function snapshot(topology: Topology, face: 'node' | 'gateway'): Promise<FaceSnapshot> {
+  const client = await connectControl(controlSocket(topology, face))
+  try {
+    const [stages, drops, flows, attachments, underlay] = await Promise.all([
+      client.ask('stats', {}),
+      client.ask('drops', {}),
+      client.ask('flows', { limit: 20, order: 'bytes' }),
+      client.ask('attachments', {}),
+      client.ask('underlay', {}),
+    ])
+    return {
+      face,
+      stages: stages.rows,
+      drops: drops.rows.filter(row => row.packets > 0),
+      flows: flows.rows,
+      attachments: attachments.rows,
+      underlay: underlay.rows,
+    }
+  } finally {
+    client.close()
+  }
+}
+
+/** The gateway's verdicts so far. */
+export function verdicts(folder: string): VerdictLine[] {
+  if (!existsSync(verdictLog(folder))) return []
+  // The last line may be half written.
+  return readFileSync(verdictLog(folder), 'utf8')
+    .split('\n')
+    .slice(0, -1)
+    .map(line => JSON.parse(line) as VerdictLine)
+}
+
+function verdictLog(folder: string): string {
+  return join(folder, 'gateway.jsonl')
+}
+
+/** A face is ready when its control socket answers; one that ends before that is an error with its last words. */
+async function answering(running: Running, control: string): Promise<Running> {
+  const limit = Date.now() + START_LIMIT_MS
+  let ended = false
+  void running.done.then(() => {
+    ended = true
+  })
+  for (;;) {
+    try {
+      const client = await connectControl(control, 1000)
+      const { pid } = await client.ask('info', {})
+      client.close()
+      if (pid === running.pid) return running
+    } catch (error) {
+      if (ended || Date.now() > limit) throw running.failure(ended ? 'ended at once' : (error as Error).message)
+    }
+    await new Promise(resolve => setTimeout(resolve, 50))
+  }
+}
