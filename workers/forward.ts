@@ -3,7 +3,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { stopRequested } from '../src/control/spawn.ts'
 import type { ForwardInput } from '../src/control/worker-input.ts'
-import { openDevice } from '../src/device/open.ts'
+import { Devices } from '../src/device/open.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
@@ -15,7 +15,8 @@ const PUBLISH_MS = 100
 const input = workerData as ForwardInput
 const pool = new Pool(input.pool)
 const counters = new Counters()
-const underlay = openDevice(input.underlay, pool, counters)
+const devices = new Devices(pool, counters)
+const underlay = devices.open(input.underlay)
 const forwarder = new Forwarder(pool, counters, underlay, input.forwarder)
 const status = new Int32Array(input.status)
 const heartbeats: Heartbeat[] = []
@@ -35,7 +36,7 @@ const loop = new Loop(now => {
 
 loop.add(forwarder.underlayLeg)
 for (const { attachment, device, mac, failMode, heartbeatFd } of input.attachments) {
-  const opened = openDevice(device, pool, counters)
+  const opened = devices.open(device)
   loop.add(forwarder.attach(attachment, opened, Uint8Array.from(mac), failMode === 'closed'))
   const heartbeat = new Heartbeat(heartbeatFd)
   heartbeat.enable(failMode, input.heartbeatLimitMs)
@@ -46,6 +47,7 @@ parentPort?.postMessage(counters.share())
 try {
   loop.run()
 } finally {
+  devices.close()
   counters.publish()
   for (const heartbeat of heartbeats) heartbeat.close()
 }

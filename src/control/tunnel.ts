@@ -17,12 +17,16 @@ export function addressBytes(text: string, key: string): number[] {
 export function tunnelConfig(tunnel: Config['tunnel']): TunnelConfig {
   const address = (key: 'local' | 'remote') => {
     const text = tunnel[key]
-    if (text === undefined) throw new DetourError('bad-config', `tunnel.${key} is missing; give an IPv4 or IPv6 address`)
+    if (text === undefined)
+      throw new DetourError('bad-config', `tunnel.${key} is missing; give an IPv4 or IPv6 address`)
     return addressBytes(text, `tunnel.${key}`)
   }
   const [local, remote] = [address('local'), address('remote')]
   if (local.length !== remote.length)
-    throw new DetourError('bad-config', `tunnel.local ${tunnel.local} and tunnel.remote ${tunnel.remote} differ in IP version`)
+    throw new DetourError(
+      'bad-config',
+      `tunnel.local ${tunnel.local} and tunnel.remote ${tunnel.remote} differ in IP version`,
+    )
   return {
     profile: tunnel.profile,
     kind: tunnel.profile,

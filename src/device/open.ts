@@ -6,7 +6,7 @@ import { CaptureDevice } from './capture.ts'
 import type { Device } from './device.ts'
 import { type Faults, FaultyDevice } from './faults.ts'
 import { LoopbackDevice, type LoopbackHandle } from './loopback.ts'
-import type { OutputFile } from './pcap.ts'
+import { type OutputFile, PcapWriter } from './pcap.ts'
 import { TapDevice, type TapSpec } from './tap.ts'
 import { TraceDevice, type TraceOptions } from './trace.ts'
 import { UdpDevice, type UdpHandle } from './udp.ts'
@@ -18,30 +18,58 @@ export interface DeviceSpec {
   faults?: Faults
   /** Prints the first packets. */
   trace?: TraceOptions
-  /** Writes every frame to a capture file. */
+  /** Writes every packet to a capture file, which several devices may share. */
   capture?: OutputFile
 }
 
-/** Opens the device and wraps it: faults nearest to the wire, then capture and trace, which so show what the pipeline sees. */
-export function openDevice(spec: DeviceSpec, pool: Pool, counters: Counters): Device {
-  let device = bare(spec.device, pool, counters)
-  if (spec.faults !== undefined) {
-    device = new FaultyDevice(device, pool, counters.stage(`faults ${device.name}`), spec.faults)
-  }
-  if (spec.capture !== undefined) {
-    device = new CaptureDevice(device, pool, counters.stage(`capture ${device.name}`), spec.capture)
-  }
-  if (spec.trace !== undefined) device = new TraceDevice(device, pool, spec.trace)
-  return device
-}
+/** The devices of one worker. */
+export class Devices {
+  private readonly pool: Pool
+  private readonly counters: Counters
+  private readonly opened: Device[] = []
+  private readonly writers = new Map<number, PcapWriter>()
 
-function bare(spec: DeviceSpec['device'], pool: Pool, counters: Counters): Device {
-  switch (spec.kind) {
-    case 'tap':
-      return new TapDevice(pool, counters.stage(`tap ${spec.name}`), spec)
-    case 'udp':
-      return new UdpDevice(pool, counters.stage('udp'), spec)
-    case 'loopback':
-      return new LoopbackDevice(pool, counters.stage(`loopback ${spec.name}`), spec)
+  constructor(pool: Pool, counters: Counters) {
+    this.pool = pool
+    this.counters = counters
+  }
+
+  /** Opens a device and wraps it: faults nearest to the wire, then capture and trace, which so show what the pipeline sees. */
+  open(spec: DeviceSpec): Device {
+    const { pool, counters } = this
+    let device = this.bare(spec.device)
+    if (spec.faults !== undefined) {
+      device = new FaultyDevice(device, pool, counters.stage(`faults ${device.name}`), spec.faults)
+    }
+    if (spec.capture !== undefined) device = new CaptureDevice(device, this.writer(spec.capture))
+    if (spec.trace !== undefined) device = new TraceDevice(device, pool, spec.trace)
+    this.opened.push(device)
+    return device
+  }
+
+  /** Closes every device; capture files are complete afterwards. */
+  close(): void {
+    for (const device of this.opened) device.close()
+    this.opened.length = 0
+  }
+
+  private writer(file: OutputFile): PcapWriter {
+    const known = this.writers.get(file.fd)
+    if (known !== undefined) return known
+    const writer = new PcapWriter(this.pool, this.counters.stage(`capture ${file.name}`), file)
+    this.writers.set(file.fd, writer)
+    return writer
+  }
+
+  private bare(spec: DeviceSpec['device']): Device {
+    const { pool } = this
+    switch (spec.kind) {
+      case 'tap':
+        return new TapDevice(pool, this.counters.stage(`tap ${spec.name}`), spec)
+      case 'udp':
+        return new UdpDevice(pool, this.counters.stage('udp'), spec)
+      case 'loopback':
+        return new LoopbackDevice(pool, this.counters.stage(`loopback ${spec.name}`), spec)
+    }
   }
 }

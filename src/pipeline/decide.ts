@@ -18,6 +18,10 @@ export function packetsOf(pool: Pool, frame: number): number {
   return size > 0 && bytes > size ? Math.ceil(bytes / size) : 1
 }
 
+// By packets and not by time, so that a replay decides the same each time.
+const EXPIRE_EVERY = 1024
+const EXPIRE_BUDGET = 4096
+
 /** The stage that decides; needs key, hash and attachment. */
 export class Decide {
   private readonly pool: Pool
@@ -25,6 +29,7 @@ export class Decide {
   private readonly table: FlowTable
   private readonly policy: Policy
   private readonly pass: Batch | undefined
+  private seen = 0
   /** False while the endpoint does not answer: the attachment's fail mode decides instead of the policy. */
   endpointUp = true
   /** 1 for attachments that fail closed, by attachment number. */
@@ -59,6 +64,8 @@ export class Decide {
       const frame = frames[i]
       const size = pool.length[frame]
       bytes += size
+      table.now = pool.time[frame]
+      if (++this.seen % EXPIRE_EVERY === 0) table.expire(EXPIRE_BUDGET)
       const row = this.row(frame)
       let reason = 0
       let verdict: number = VERDICT.STEER

@@ -8,6 +8,7 @@ import { FlowTable, type FlowTableHandle } from '../flow/table.ts'
 import { Batch } from '../memory/batch.ts'
 import type { Counters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
+import { monotonicMs } from '../os/clock.ts'
 import { AttachmentIndex, MAX_ATTACHMENTS, PROBE_ATTACHMENT } from './attachments.ts'
 import { Classify } from './classify.ts'
 import { Complete } from './complete.ts'
@@ -16,7 +17,7 @@ import { Decide } from './decide.ts'
 import { Encap } from './encap.ts'
 import { Fit } from './fit.ts'
 import type { Leg } from './loop.ts'
-import { Probe, PROBE_MAC, type ProbeOptions } from './probe.ts'
+import { PROBE_MAC, Probe, type ProbeOptions } from './probe.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
 import { innerMtu, type TunnelConfig } from './tunnel.ts'
@@ -66,7 +67,12 @@ export class Forwarder {
     const { fragments, table, index, back } = this
     const { tunnel, seed } = options
     const mtu = innerMtu(tunnel, options.underlayMtu)
-    this.classify = new Classify(pool, counters.stage('classify'), { fragments, seed, withAttachment: true, local: back })
+    this.classify = new Classify(pool, counters.stage('classify'), {
+      fragments,
+      seed,
+      withAttachment: true,
+      local: back,
+    })
     const failClosed = new Uint8Array(MAX_ATTACHMENTS)
     this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), back, failClosed)
     this.fit = new Fit(pool, counters.stage('fit'), mtu, back)
@@ -109,9 +115,9 @@ export class Forwarder {
     return this.probe
   }
 
-  /** Once a tick: time, expiry, probe. `now` in ms. */
+  /** Once a tick: time, expiry, probe. `now` in ms of performance.now(). */
   tick(now: number): void {
-    this.table.now = now
+    this.table.now = monotonicMs()
     this.table.expire(EXPIRE_BUDGET)
     this.decide.endpointUp = this.probe.tick(now)
   }
