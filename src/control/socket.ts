@@ -122,10 +122,14 @@ function refuse(socket: Socket, full: boolean): Failure | undefined {
   return { code: 'permission', message: `user ${uid} may not ask; only root and the user that started Detour` }
 }
 
-/** Says why, and closes the connection, by force if the client does not read. */
+/**
+ * Says why, and ends the connection, by force if the client does not. NB: closing at once would fail the client's next
+ * write with EPIPE before it has read the reason.
+ */
 function hangUp(socket: Socket, patienceMs: number, failure: Failure): void {
+  if (!socket.writable) return
   socket.resume()
-  socket.end(encodeReply({ id: 0, failure }), () => socket.destroy())
+  socket.end(encodeReply({ id: 0, failure }))
   const timer = setTimeout(() => socket.destroy(), patienceMs)
   socket.once('close', () => clearTimeout(timer))
 }
@@ -135,9 +139,9 @@ async function converse(socket: Socket, source: Source, patienceMs: number): Pro
   const reader = new FrameReader()
   let version = 0
   let deadline: NodeJS.Timeout | undefined
-  const protocol = (message: string) => hangUp(socket, patienceMs, { code: 'protocol', message })
+  const complain = (message: string) => hangUp(socket, patienceMs, { code: 'protocol', message })
   const expect = (what: string) => {
-    deadline ??= setTimeout(() => protocol(`${what} did not come within ${patienceMs} ms`), patienceMs)
+    deadline ??= setTimeout(() => complain(`${what} did not come within ${patienceMs} ms`), patienceMs)
   }
   const arrived = () => {
     clearTimeout(deadline)
@@ -148,6 +152,7 @@ async function converse(socket: Socket, source: Source, patienceMs: number): Pro
     for await (const chunk of socket.iterator({ destroyOnReturn: false })) {
       reader.push(chunk)
       for (let content = reader.next(); content !== undefined; content = reader.next()) {
+        if (!socket.writable) return
         arrived()
         const request = decodeRequest(content)
         if (version === 0) {
@@ -163,7 +168,7 @@ async function converse(socket: Socket, source: Source, patienceMs: number): Pro
     }
     socket.end()
   } catch (error) {
-    if (!socket.destroyed) protocol((error as Error).message)
+    if (socket.writable) complain((error as Error).message)
   } finally {
     arrived()
   }
@@ -178,7 +183,7 @@ function greet({ hello }: Request): Failure | undefined {
 
 /** Writes a frame, and waits until the client takes it when much is waiting; a client that does not is cut off. */
 function send(socket: Socket, bytes: Uint8Array, patienceMs: number): Promise<void> {
-  if (socket.destroyed || socket.write(bytes)) return Promise.resolve()
+  if (!socket.writable || socket.write(bytes)) return Promise.resolve()
   return new Promise(resolve => {
     const timer = setTimeout(() => socket.destroy(), patienceMs)
     const done = () => {

@@ -1,0 +1,85 @@
+// A face that never was: known counters, flows and rows for the tests of socket and command.
+
+import { type FlowRow, type Source, selectFlows } from '../../src/control/source.ts'
+import { DROP } from '../../src/drop.ts'
+import { Counters, readCounters } from '../../src/memory/counters.ts'
+
+/** What `fakeSource` answers; tests change `counters` and look for the difference. */
+export interface Fake {
+  source: Source
+  counters: Counters
+}
+
+/** A lab with one worker of two stages, three flows, one attachment and one underlay. */
+export function fakeSource(): Fake {
+  const counters = new Counters()
+  const decide = counters.stage('decide')
+  const encap = counters.stage('encap')
+  counters.stage('idle')
+  decide.received(1234567, 99_000_000)
+  decide.sent(1234560, 98_000_000)
+  decide.dropped(DROP.POLICY, 4)
+  decide.dropped(DROP.SPOOFED, 3)
+  encap.received(1234560, 98_000_000)
+  encap.sent(1234560, 160_000_000)
+  encap.created(-5)
+  const handle = counters.share()
+  const source: Source = {
+    info: () => ({ face: 'lab', profile: 'geneve' }),
+    counters: () => [{ worker: 'forward-0', stages: readCounters(handle) }],
+    flows: query => selectFlows(FLOWS, query, 1000),
+    attachments: () => [
+      {
+        id: 'client',
+        namespace: 'lab-client',
+        interface: 'eth0',
+        mac: '02:00:00:00:00:01',
+        addresses: ['10.1.0.2', 'fd00::2'],
+        mtu: 1500,
+        failMode: 'closed',
+        heartbeatAgeMs: 12,
+        heartbeatLimitMs: 200,
+        attachRung: 'tcx',
+        offloadRung: 'tunnel-gso',
+        failPassed: 0,
+        failDropped: 9,
+      },
+    ],
+    underlay: () => [
+      {
+        device: 'tap:dtr0',
+        profile: 'geneve',
+        local: '192.0.2.1',
+        remote: '192.0.2.2',
+        port: 6081,
+        vni: 7,
+        mtu: 1500,
+        rung: 'tunnel-gso',
+        capabilities: ['checksum', 'tso4'],
+      },
+    ],
+  }
+  return { source, counters }
+}
+
+function flow(sourcePort: number, towardPackets: number, towardBytes: number, verdict: FlowRow['verdict']): FlowRow {
+  return {
+    worker: 'forward-0',
+    attachment: 'client',
+    protocol: 6,
+    source: '10.1.0.2',
+    sourcePort,
+    destination: '10.1.0.3',
+    destinationPort: 443,
+    verdict,
+    towardPackets,
+    towardBytes,
+    returnPackets: 1,
+    returnBytes: 60,
+    ageMs: 5000,
+    idleMs: 100,
+    cookie: 0xfedcba98,
+  }
+}
+
+export const FLOWS = [flow(40001, 10, 640, 'steer'), flow(40002, 3, 90_000, 'drop'), flow(40003, 7, 700, 'steer')]
