@@ -262,11 +262,11 @@ const FLAG_LETTERS = [
   [tcp.CWR, 'W'],
 ] as const
 
-function showTcp({ b, at, end, length }: Packet): Upper {
+function showTcp({ b, at, end, length, context }: Packet): Upper {
   const reason = tcp.check(b, at, end)
   // An ICMP error need not quote more than the ports and the sequence number (RFC 792).
   const ports = at + 4 <= end ? ([tcp.sourcePort(b, at), tcp.destinationPort(b, at)] as const) : undefined
-  if (reason !== 0) return { ports, text: `TCP ${mark(reason)}` }
+  if (reason !== 0) return { ports, text: context.quoted ? 'TCP' : `TCP ${mark(reason)}` }
   const flags = tcp.flags(b, at)
   const payload = length - tcp.headerLength(b, at)
   const sequence = tcp.sequence(b, at) >>> 0
