@@ -191,6 +191,6 @@ function outerIp(pool: Pool, frame: number): number {
   const transport = pool.outerTransport[frame]
   const end = pool.start[frame] + pool.length[frame]
   const ip = vlan.payloadAt(pool.bytes, pool.start[frame], end)
-  if (ip < 0 || transport + udp.HEADER > end) return 0
+  if (ip < 0 || transport + udp.HEADER > end || transport + udp.length(pool.bytes, transport) > end) return 0
   return transport >= ip + (pool.bytes[ip] >>> 4 === 4 ? ipv4.HEADER : ipv6.HEADER) ? ip : 0
 }

@@ -8,6 +8,7 @@
 // `outer` is 0.
 
 import { DROP, type DropReason } from '../drop.ts'
+import { copyBytes } from '../memory/copy.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import { finish, fold, pseudo, sum } from '../wire/checksum.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -91,9 +92,10 @@ export class Segmenter {
     const source = payload + i * this.size
     const bytes = this.bytesOf(i)
     const by = to === from ? source - payload : (to - from) * pool.frameSize
-    pool.bytes.copyWithin(this.start + by, this.start, payload)
-    if (to !== from) {
-      pool.bytes.copyWithin(payload + by, source, source + bytes)
+    if (to === from) pool.bytes.copyWithin(this.start + by, this.start, payload)
+    else {
+      copyBytes(pool.view, this.start + by, pool.view, this.start, payload - this.start)
+      copyBytes(pool.view, payload + by, pool.view, source, bytes)
       pool.copyMetadata(from, to)
     }
     const end = payload + by + bytes
@@ -120,8 +122,8 @@ export class Segmenter {
     const source = payload + i * this.size
     const bytes = this.bytesOf(i)
     const by = at - shared
-    pool.bytes.copyWithin(at, shared, payload)
-    pool.bytes.copyWithin(payload + by, source, source + bytes)
+    copyBytes(pool.view, at, pool.view, shared, payload - shared)
+    copyBytes(pool.view, payload + by, pool.view, source, bytes)
     this.patchInner(i, by, payload + by + bytes, false)
     return payload + bytes - shared
   }
@@ -134,7 +136,7 @@ export class Segmenter {
     const { pool } = this
     const by = (to - from) * pool.frameSize
     const transport = this.shared - udp.HEADER + by
-    pool.bytes.copyWithin(this.start + by, this.start, this.shared)
+    copyBytes(pool.view, this.start + by, pool.view, this.start, this.shared - this.start)
     pool.copyMetadata(from, to)
     pool.start[to] = this.start + by
     pool.length[to] = end - this.start - by
