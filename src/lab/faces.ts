@@ -5,9 +5,10 @@ import { join } from 'node:path'
 import { connectControl } from '../control/client.ts'
 import type { FailMode, ProfileName } from '../control/config.ts'
 import { PROFILE_PORT } from '../control/config.ts'
+import type { PodOptions } from '../control/node.ts'
 import { detour, program, type Running, start } from './process.ts'
 import type { FaceSnapshot } from './report.ts'
-import type { Topology } from './topology.ts'
+import { attachmentId, type Topology } from './topology.ts'
 
 /** What the two faces are told. */
 export interface FaceOptions {
@@ -30,16 +31,13 @@ export interface VerdictLine {
 
 /** What `programs/node` reads from its argument. */
 export interface NodeProgramInput {
+  /** Path of the control socket. */
   control: string
-  namespace: string
-  profile: ProfileName
-  local: string
-  remote: string
-  vni: number
-  failMode: FailMode
+  /** As a configuration file would say it. */
+  config: object
   uplink: string
-  pods: { id: string; namespace: string; interface: string; addresses: string[] }[]
-  captures: { overlay: string; underlay: string }
+  pods: PodOptions[]
+  capture: { overlay: string; underlay: string }
 }
 
 const START_LIMIT_MS = 15_000
@@ -72,7 +70,7 @@ export async function startGateway(options: FaceOptions): Promise<Running> {
   const control = controlSocket(topology, 'gateway')
   const files = ['--policy', policy, '--log', verdictLog(folder), '--control', control]
   const command = detour('gateway', '--listen', listen, '--profile', profile, ...files)
-  return answering(start(topology.places.gateway, 'gateway', command), control)
+  return answering(start(topology.places.gateway, 'gateway', command, { log: join(folder, 'gateway.log') }), control)
 }
 
 /** Starts the node in its namespace, with both pods attached, and waits until it answers on its control socket. */
@@ -82,22 +80,19 @@ export async function startNode(options: FaceOptions): Promise<Running> {
   const control = controlSocket(topology, 'node')
   const input: NodeProgramInput = {
     control,
-    namespace: node.path,
-    profile,
-    local: node[family],
-    remote: gateway[family],
-    vni: VNI,
-    failMode,
+    config: { tunnel: { profile, local: node[family], remote: gateway[family], vni: VNI }, failMode },
     uplink: node.interface,
     pods: [client, server].map(pod => ({
-      id: pod.role,
+      id: attachmentId(topology.run, pod.role),
       namespace: pod.path,
       interface: pod.interface,
-      addresses: [pod.ipv4, pod.ipv6],
     })),
-    captures: { overlay: join(folder, 'overlay.pcapng'), underlay: join(folder, 'underlay.pcapng') },
+    capture: { overlay: join(folder, 'overlay.pcapng'), underlay: join(folder, 'underlay.pcapng') },
   }
-  return answering(start(node, 'node', program('node', JSON.stringify(input))), control)
+  return answering(
+    start(node, 'node', program('node', JSON.stringify(input)), { log: join(folder, 'node.log') }),
+    control,
+  )
 }
 
 /** Reads what a running face tells about itself. */

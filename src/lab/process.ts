@@ -1,7 +1,7 @@
 // Child processes of the laboratory: real programs started inside its network namespaces, waited for with a limit.
 
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { compiled, packageRoot } from '../control/package.ts'
 import { DetourError } from '../errors.ts'
@@ -22,19 +22,29 @@ export interface Running {
   readonly done: Promise<number | string>
   /** Resolves with the first line, past or to come, that the test accepts; rejects when it ends or the time is over. */
   line(test: (line: string) => boolean, timeoutMs: number): Promise<string>
+  /** Lets this process end without it. */
+  release(): void
   /** An error that names the process and its last words. */
   failure(why: string): DetourError
   /** Sends a signal and waits for the end; a process that is gone is fine. */
   stop(signal?: NodeJS.Signals): Promise<void>
 }
 
+export interface StartOptions {
+  onLine?: (line: string) => void
+  /** Gets what the process says, instead of `lines`; the process may then outlive this one. */
+  log?: string
+}
+
 /** Starts a program in a namespace; throws `system` when it cannot be started. */
-export function start(where: Where, name: string, command: string[], onLine?: (line: string) => void): Running {
+export function start(where: Where, name: string, command: string[], options: StartOptions = {}): Running {
   const [program, ...args] = command
-  // The pipe on standard input tells our programs that the laboratory is gone.
-  const child = inNamespace(where?.path ?? '', () => spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] }))
+  const log = options.log === undefined ? undefined : openSync(options.log, 'a')
+  const output = log ?? 'pipe'
+  const child = inNamespace(where?.path ?? '', () => spawn(program, args, { stdio: ['ignore', output, output] }))
+  if (log !== undefined) closeSync(log)
   if (child.pid === undefined) throw new DetourError('system', `lab: cannot start ${program} (for ${name})`)
-  return follow(child, name, onLine)
+  return follow(child, name, options)
 }
 
 /** Runs a program to its end and returns its standard output; throws `system` when it fails or takes too long. */
@@ -64,12 +74,11 @@ function sourceFile(path: string): string {
   return file
 }
 
-function follow(child: ChildProcess, name: string, onLine?: (line: string) => void): Running {
+function follow(child: ChildProcess, name: string, { onLine, log }: StartOptions): Running {
   const lines: string[] = []
   const waiting = new Set<(line: string | null) => void>()
   let rest = ''
   let errors = ''
-  child.stdin?.on('error', () => {})
   child.stdout?.setEncoding('utf8').on('data', (text: string) => {
     const parts = (rest + text).split('\n')
     rest = parts.pop() ?? ''
@@ -94,7 +103,7 @@ function follow(child: ChildProcess, name: string, onLine?: (line: string) => vo
     name,
     pid: child.pid!,
     lines,
-    errors: () => errors,
+    errors: () => (log === undefined ? errors : readFileSync(log, 'utf8').slice(-8192)),
     done,
     line(test, timeoutMs) {
       const past = lines.find(test)
@@ -114,6 +123,9 @@ function follow(child: ChildProcess, name: string, onLine?: (line: string) => vo
         if (child.exitCode !== null || child.signalCode !== null) fail('ended before it was ready')
         else waiting.add(wake)
       })
+    },
+    release() {
+      child.unref()
     },
     failure: why => new DetourError('system', `lab: ${name}: ${why}: ${tail(running)}`),
     async stop(signal = 'SIGTERM') {

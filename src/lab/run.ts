@@ -31,6 +31,7 @@ export interface Lab {
   readonly family: 'ipv4' | 'ipv6'
   readonly report: LabReport
   topology?: Topology
+  http?: Running
   gateway?: Running
   node?: Running
   probe?: Probe

@@ -1,8 +1,7 @@
 // The laboratory's steps: what each should do, how it is done, and what was seen.
 
-import { existsSync, readdirSync, statSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { PIN_DIRECTORY } from '../control/attachment.ts'
 import { ip } from '../os/netns.ts'
 import { type FaceOptions, RULE, snapshot, startGateway, startNode, type VerdictLine, verdicts } from './faces.ts'
 import { bytes } from './format.ts'
@@ -30,7 +29,7 @@ export const STEPS: Step[] = [
         lab.report.places[role] = { namespace, interface: name, address }
       }
       const { server } = lab.topology.places
-      await startHttpServer(server, server[lab.family], PORT.http)
+      lab.http = await startHttpServer(server, server[lab.family], PORT.http)
       return { ok: true, observed: `${ROLES.length} namespaces; HTTP server on ${server[lab.family]}` }
     },
   },
@@ -156,7 +155,7 @@ export const CLEAN_UP: Step = {
     if (topology === undefined) return { ok: true, observed: 'nothing had been made' }
     await lab.probe?.stop()
     topology.close()
-    const left = [...leftOver(topology.run), ...pins(topology.pinPrefix)]
+    const left = leftOver(topology.run)
     return { ok: left.length === 0, observed: left.length === 0 ? 'nothing is left' : `left: ${left.join(', ')}` }
   },
 }
@@ -168,6 +167,7 @@ export const KEEP: Step = {
     await lab.probe?.stop()
     lab.node = await startNode(faceOptions(lab))
     keepTopology(topology(lab))
+    for (const running of [lab.http!, lab.gateway!, lab.node]) running.release()
     const { client, server } = topology(lab).places
     const observed = `try: ip netns exec ${client.namespace} curl http://${server.ipv4}:${PORT.http}/allowed`
     return { ok: true, observed }
@@ -268,11 +268,6 @@ function newDrops(before: FaceSnapshot, after: FaceSnapshot): string {
     .map(reason => ({ reason, packets: count(after, reason) - count(before, reason) }))
     .filter(({ packets }) => packets > 0)
   return grown.map(({ reason, packets }) => `${packets} packets (${reason})`).join(', ')
-}
-
-function pins(prefix: string): string[] {
-  if (!existsSync(PIN_DIRECTORY)) return []
-  return readdirSync(PIN_DIRECTORY).filter(name => name.startsWith(prefix))
 }
 
 function captures(folder: string) {

@@ -1,8 +1,10 @@
 // The laboratory's topology: a node with a primary CNI's bridge, two pods and an inspection endpoint, each in a
 // network namespace of its own. Everything made here carries the run's prefix; nothing else is ever touched.
 
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { PIN_DIRECTORY } from '../control/attachment.ts'
 import { DetourError } from '../errors.ts'
+import { detachClassifiers } from '../os/classifier.ts'
 import {
   createNamespace,
   deleteNamespace,
@@ -25,7 +27,7 @@ export interface Place {
   readonly path: string
   readonly ipv4: string
   readonly ipv6: string
-  /** The interface that carries the address: `eth0` everywhere, `uplink` on the node. */
+  /** The interface that carries the address: `eth0`, and on the node `uplink`, or `up-<run>` in a run with a name. */
   readonly interface: string
   readonly mac: string
 }
@@ -35,8 +37,6 @@ export interface Topology {
   readonly places: Readonly<Record<Role, Place>>
   /** The MTU of the underlay link between node and gateway. */
   readonly uplinkMtu: number
-  /** What the names of this run's pinned programs begin with. */
-  readonly pinPrefix: string
   /** Kills what runs in the namespaces and removes them; may be called twice. */
   close(): void
 }
@@ -51,10 +51,10 @@ export interface TopologyOptions {
 const STATE = '/run/detour'
 const BRIDGE = { ipv4: '10.244.0.1', ipv6: 'fd00:244::1', mac: '02:de:00:00:00:01' }
 const ADDRESS = {
-  client: { interface: 'eth0', ipv4: '10.244.0.2', ipv6: 'fd00:244::2', mac: '02:de:00:00:00:02' },
-  server: { interface: 'eth0', ipv4: '10.244.0.3', ipv6: 'fd00:244::3', mac: '02:de:00:00:00:03' },
-  node: { interface: 'uplink', ipv4: '10.99.0.1', ipv6: 'fd00:99::1', mac: '02:de:00:99:00:01' },
-  gateway: { interface: 'eth0', ipv4: '10.99.0.2', ipv6: 'fd00:99::2', mac: '02:de:00:99:00:02' },
+  client: { ipv4: '10.244.0.2', ipv6: 'fd00:244::2', mac: '02:de:00:00:00:02' },
+  server: { ipv4: '10.244.0.3', ipv6: 'fd00:244::3', mac: '02:de:00:00:00:03' },
+  node: { ipv4: '10.99.0.1', ipv6: 'fd00:99::1', mac: '02:de:00:99:00:01' },
+  gateway: { ipv4: '10.99.0.2', ipv6: 'fd00:99::2', mac: '02:de:00:99:00:02' },
 } as const
 
 /** Says why this process cannot build a laboratory, or null when it can. */
@@ -86,7 +86,7 @@ export function buildTopology(options: TopologyOptions = {}): Topology {
     throw error
   }
   const places = Object.fromEntries(ROLES.map(role => [role, place(run, role)])) as Record<Role, Place>
-  return { run, places, uplinkMtu, pinPrefix: pinPrefix(run), close: () => removeRun(run) }
+  return { run, places, uplinkMtu, close: () => removeRun(run) }
 }
 
 /** Leaves a run in place when this process ends; `cleanUp` or the next run of that name removes it. */
@@ -106,8 +106,12 @@ export function cleanUp(kept = false): string[] {
   return removed
 }
 
-/** The namespaces of one run that exist now; empty after a clean-up. */
+/** The namespaces, and pins of BPF programs, of one run that exist now; empty after a clean-up. */
 export function leftOver(run: string): string[] {
+  return [...namespacesOf(run), ...pinsOf(run)]
+}
+
+function namespacesOf(run: string): string[] {
   const names = new Set(ROLES.map(role => namespaceName(run, role)))
   return listNamespaces().filter(name => names.has(name))
 }
@@ -131,18 +135,19 @@ function makeNamespaces(run: string, uplinkMtu: number): void {
       `link set veth-${role} master cni0`,
       `link set veth-${role} up`,
     ]),
-    `link add uplink mtu ${uplinkMtu} address ${ADDRESS.node.mac} type veth peer name eth0 mtu ${uplinkMtu} address ${ADDRESS.gateway.mac} netns ${gateway}`,
-    ...addressed('node'),
+    `link add ${uplinkName(run)} mtu ${uplinkMtu} address ${ADDRESS.node.mac} type veth peer name eth0 mtu ${uplinkMtu} address ${ADDRESS.gateway.mac} netns ${gateway}`,
+    ...addressed(run, 'node'),
   ]
   ipBatch(links, node)
   const routes = [`route add default via ${BRIDGE.ipv4}`, `route add default via ${BRIDGE.ipv6}`]
-  ipBatch([...addressed('client'), ...routes], client)
-  ipBatch([...addressed('server'), ...routes], server)
-  ipBatch(addressed('gateway'), gateway)
+  ipBatch([...addressed(run, 'client'), ...routes], client)
+  ipBatch([...addressed(run, 'server'), ...routes], server)
+  ipBatch(addressed(run, 'gateway'), gateway)
 }
 
-function addressed(role: Role): string[] {
-  const { interface: name, ipv4, ipv6 } = ADDRESS[role]
+function addressed(run: string, role: Role): string[] {
+  const { ipv4, ipv6 } = ADDRESS[role]
+  const name = interfaceName(run, role)
   return [`addr add ${ipv4}/24 dev ${name}`, `addr add ${ipv6}/64 dev ${name} nodad`, `link set ${name} up`]
 }
 
@@ -164,23 +169,43 @@ function setSysctls(namespace: string): void {
   })
 }
 
+function interfaceName(run: string, role: Role): string {
+  return role === 'node' ? uplinkName(run) : 'eth0'
+}
+
 function place(run: string, role: Role): Place {
   const namespace = namespaceName(run, role)
-  return { role, namespace, path: namespacePath(namespace), ...ADDRESS[role] }
+  return { role, namespace, path: namespacePath(namespace), ...ADDRESS[role], interface: interfaceName(run, role) }
 }
 
 function removeRun(run: string): void {
-  for (const namespace of leftOver(run)) {
-    for (const pid of ip(['netns', 'pids', namespace]).split('\n').filter(Boolean)) {
-      kill(Number(pid))
-    }
-    deleteNamespace(namespace)
+  const namespaces = namespacesOf(run)
+  for (const namespace of namespaces) {
+    for (const pid of ip(['netns', 'pids', namespace]).split('\n').filter(Boolean)) kill(Number(pid))
   }
+  for (const name of pinsOf(run)) {
+    const role =
+      name === attachmentId(run, 'server') ? 'server' : name === attachmentId(run, 'client') ? 'client' : 'node'
+    detachClassifiers(namespaceName(run, role), `${PIN_DIRECTORY}/${name}`)
+  }
+  for (const namespace of namespaces) deleteNamespace(namespace)
   rmSync(statePath(run), { force: true })
 }
 
-function pinPrefix(run: string): string {
-  return `lab-${run}-`
+/** The id of a pod's attachment, which also names its pins. */
+export function attachmentId(run: string, role: Role): string {
+  return `lab-${run}-${role}`
+}
+
+// NB: the node's pins are named after its uplink and its port, so parallel runs need uplinks of different names.
+function uplinkName(run: string): string {
+  return run === 'main' ? 'uplink' : `up-${run}`
+}
+
+function pinsOf(run: string): string[] {
+  const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
+  const prefixes = [attachmentId(run, 'client'), attachmentId(run, 'server'), `underlay_${uplinkName(run)}_`]
+  return names.filter(name => prefixes.some(prefix => name.startsWith(prefix)))
 }
 
 function kill(pid: number): void {

@@ -80,11 +80,13 @@ export async function startProbe(from: Where, to: Where, address: string, port: 
   const echo = await ready(start(to, 'UDP echo', program('udp-echo', address, port)))
   const records: ProbeRecord[] = []
   const watchers = new Set<() => void>()
-  const sender = start(from, 'UDP probe', program('udp-probe', address, port, PROBE_INTERVAL_MS), line => {
-    const [kind, number, time] = line.split(' ')
-    if (kind === 's') records[Number(number)] = { sentMs: Number(time), answeredMs: null }
-    else if (records[Number(number)]) records[Number(number)].answeredMs = Number(time)
-    for (const check of watchers) check()
+  const sender = start(from, 'UDP probe', program('udp-probe', address, port, PROBE_INTERVAL_MS), {
+    onLine: line => {
+      const [kind, number, time] = line.split(' ')
+      if (kind === 's') records[Number(number)] = { sentMs: Number(time), answeredMs: null }
+      else if (records[Number(number)]) records[Number(number)].answeredMs = Number(time)
+      for (const check of watchers) check()
+    },
   })
   const answered = (count: number, sinceMs: number, timeoutMs: number) =>
     new Promise<boolean>(resolve => {

@@ -31,7 +31,6 @@ function receive(): void {
     })
   })
   server.listen(Number(port), address, () => console.log('ready'))
-  process.stdin.resume().on('end', () => process.exit(0))
 }
 
 function send(): void {

@@ -1,4 +1,4 @@
-// HTTP server of the laboratory's server pod. Arguments: address, port. Ends when its standard input does.
+// HTTP server of the laboratory's server pod. Arguments: address, port.
 
 import { createServer } from 'node:http'
 
@@ -14,4 +14,3 @@ const server = createServer((request, response) => {
   response.end(page ?? 'no such page\n')
 })
 server.listen(Number(port), address, () => console.log('ready'))
-process.stdin.resume().on('end', () => process.exit(0))

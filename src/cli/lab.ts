@@ -1,0 +1,133 @@
+// detour lab: the whole topology on this machine, with real traffic, a table as it goes, and a report.
+
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { FAIL_MODES, type FailMode, PROFILE_PORT, type ProfileName } from '../control/config.ts'
+import { type LabEvents, type LabOptions, runLab } from '../lab/run.ts'
+import { cleanUp, whyNoLab } from '../lab/topology.ts'
+import { duration, Progress, painter, printable } from './table.ts'
+
+interface Options {
+  profile: ProfileName
+  ipv6?: boolean
+  fail: FailMode
+  report: string
+  keep?: boolean
+  clean?: boolean
+  run: string
+  seconds: number
+  json?: boolean
+}
+
+/** The subcommand `lab`. */
+export function labCommand(): Command {
+  return new Command('lab')
+    .description(
+      'Builds pods, a node and a gateway in network namespaces, sends real traffic through the tunnel, kills the gateway\n' +
+        'and the node, and shows what the fail mode does. Exits with 0 only when every step did what it should.\n' +
+        'Without root it runs the replay of a capture instead.',
+    )
+    .addOption(new Option('--profile <NAME>', 'the tunnel').choices(Object.keys(PROFILE_PORT)).default('geneve'))
+    .option('--ipv6', 'IPv6 outside and inside the tunnel, else IPv4')
+    .addOption(
+      new Option('--fail <MODE>', 'what becomes of packets that nobody can inspect')
+        .choices(FAIL_MODES)
+        .default('closed'),
+    )
+    .option('--report <DIR>', 'where the report goes', 'lab-report')
+    .option('--seconds <N>', 'length of each bulk transfer', parseSeconds, 3)
+    .option('--keep', 'leave everything running when done')
+    .option('--clean', 'only remove what earlier runs left, kept ones too')
+    .option('--run <NAME>', 'a name of its own lets labs run side by side', 'main')
+    .option('--json', 'the results as JSON instead of the table')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  sudo detour lab                                   GENEVE over IPv4, fail-closed
+  sudo detour lab --profile vxlan --ipv6 --fail open
+  sudo detour lab --keep                            then: ip netns exec detour-lab-client curl http://10.244.0.3:8080/allowed
+  sudo detour show flows --socket /run/detour/node.sock
+  sudo detour lab --clean`,
+    )
+    .action(lab)
+}
+
+async function lab(options: Options): Promise<void> {
+  const reason = whyNoLab()
+  if (reason !== null) return replayInstead(reason)
+  if (options.clean) {
+    const removed = cleanUp(true)
+    console.log(removed.length === 0 ? 'Nothing was left.' : `Removed: ${removed.join(', ')}.`)
+    return
+  }
+  const { profile, fail, report, run, seconds, keep = false, ipv6 = false } = options
+  const labOptions: LabOptions = { profile, ipv6, failMode: fail, report, keep, run, seconds }
+  const screen = options.json ? silent : new Screen()
+  if (!options.json) {
+    console.log(`Detour laboratory: ${profile.toUpperCase()} over ${ipv6 ? 'IPv6' : 'IPv4'}, fail-${fail}\n`)
+  }
+  const result = await runLab(labOptions, screen)
+  const good = result.report.steps.filter(step => step.ok).length
+  if (options.json)
+    console.log(JSON.stringify({ ok: result.ok, page: result.page, steps: result.report.steps }, null, 2))
+  else {
+    const all = result.report.steps.length
+    const verdict = result.ok
+      ? paint('green', `All ${all} steps did what they should.`)
+      : paint('red', `${all - good} of ${all} steps did not do what they should.`)
+    console.log(`\n${verdict}\nReport: ${result.page}`)
+  }
+  process.exitCode = result.ok ? 0 : 1
+}
+
+const paint = painter(process.stdout)
+const silent: LabEvents = { started() {}, progress() {}, finished() {} }
+
+/** One paragraph a step as it ends, and on a terminal a line that says what goes on meanwhile. */
+class Screen implements LabEvents {
+  private readonly line = new Progress()
+  private text = ''
+  private startedMs = 0
+  private timer: NodeJS.Timeout | undefined
+
+  started(number: number, total: number, name: string): void {
+    this.startedMs = performance.now()
+    this.text = `${number}/${total} ${name}`
+    this.timer = setInterval(() => this.show(), 200)
+    this.show()
+  }
+
+  progress(text: string): void {
+    this.text = text
+    if (process.stderr.isTTY) this.show()
+    else process.stderr.write(`     … ${printable(text)}\n`)
+  }
+
+  finished(
+    number: number,
+    result: { name: string; ok: boolean | null; observed: string; expectation: string; ms: number },
+  ): void {
+    clearInterval(this.timer)
+    this.line.clear()
+    const mark = result.ok ? paint('green', '✓') : paint('red', '✗')
+    const title = `${String(number).padStart(2)} ${result.name}`
+    console.log(`${mark} ${paint('bold', title.padEnd(40))} ${duration(result.ms).padStart(8)}`)
+    if (!result.ok) console.log(`     ${paint('dim', 'should:')} ${printable(result.expectation)}`)
+    console.log(`     ${printable(result.observed)}`)
+  }
+
+  private show(): void {
+    this.line.show(`     ${this.text} (${duration(performance.now() - this.startedMs)})`)
+  }
+}
+
+async function replayInstead(reason: string): Promise<void> {
+  console.log(`The laboratory cannot run here: ${reason}.`)
+  process.exitCode = 1
+}
+
+function parseSeconds(value: string): number {
+  const seconds = Number(value)
+  if (!Number.isInteger(seconds) || seconds < 1 || seconds > 600) throw new InvalidArgumentError('allowed: 1 to 600')
+  return seconds
+}
