@@ -7,7 +7,7 @@
 // Nothing of the interface itself is changed. Programs, heartbeat and TAP outlive the process (pins, a persistent TAP), so
 // that the fail mode holds after SIGKILL; `detach`, or `cleanup` in a later process, takes them away.
 
-import { closeSync, writeFileSync } from 'node:fs'
+import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
 import { DetourError } from '../errors.ts'
 import {
@@ -23,15 +23,12 @@ import {
 } from '../os/bpf.ts'
 import { type AttachRung, attachClassifier, detachClassifiers, release } from '../os/classifier.ts'
 import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
-import { inNamespace, ip, ipBatch, linkInfo } from '../os/netns.ts'
-import { ALL_OFFLOADS, openTap, VNET_HEADER } from '../os/tun.ts'
+import { deleteLink, linkInfo } from '../os/netns.ts'
+import { ALL_OFFLOADS, openTap, quietTap, VNET_HEADER } from '../os/tun.ts'
 import { back, gate } from './programs.ts'
 
 /** Where the pins of attachments lie, one directory an attachment. */
 export const PIN_DIRECTORY = `${BPFFS}/detour`
-
-// The largest MTU a TAP takes with a frame of 64 KiB: 65535 less 14 bytes of Ethernet.
-const TAP_MTU = 65_521
 
 export interface AttachOptions {
   /** Name or path of the pod's network namespace. */
@@ -158,23 +155,7 @@ export function attach(options: AttachOptions): Attachment {
 export function cleanup(options: Pick<AttachOptions, 'namespace' | 'interface' | 'id' | 'pinDirectory'>): void {
   const { namespace, interface: name = 'eth0' } = options
   detachClassifiers(namespace, pinDirectoryOf(options))
-  try {
-    ip(['link', 'delete', 'dev', tapNameOf(name)], namespace)
-  } catch (error) {
-    if (!(error instanceof DetourError) || error.code === 'unsupported') throw error
-  }
-}
-
-/** Makes a TAP that nobody but Detour talks through: no addresses, no neighbour discovery, any size of frame. */
-export function quietTap(name: string, namespace: string): void {
-  inNamespace(namespace, () => {
-    try {
-      writeFileSync(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`, '1')
-    } catch {
-      // A kernel without IPv6 has nothing to keep quiet, and a read-only /proc/sys costs only some noise.
-    }
-  })
-  ipBatch([`link set dev ${name} mtu ${TAP_MTU} up`], namespace)
+  deleteLink(tapNameOf(name), namespace)
 }
 
 /** The bytes of a MAC address as printed. */

@@ -17,9 +17,8 @@ import { BPFFS, type Hook, loadClassifier, makePinDirectory } from '../os/bpf.ts
 import { type AttachRung, attachClassifier, detachClassifiers, type Hold, release } from '../os/classifier.ts'
 import { checksumsAnywhere } from '../os/ethtool.ts'
 import { AF, bind, close, must, SOCK, setsockopt, socket } from '../os/libc.ts'
-import { inNamespace, ip, type LinkInfo, linkInfo } from '../os/netns.ts'
-import { OFFLOADS, openTap, type Tap } from '../os/tun.ts'
-import { quietTap } from './attachment.ts'
+import { deleteLink, inNamespace, type LinkInfo, linkInfo } from '../os/netns.ts'
+import { OFFLOADS, openTap, quietTap, type Tap } from '../os/tun.ts'
 import { fromUplink, toUplink } from './programs.ts'
 
 /** How super-packets cross the underlay, best first. */
@@ -88,21 +87,22 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
     )
   }
 
-  const directory = `${BPFFS}/detour/underlay_${uplink.replaceAll('.', ':')}_${port}`
-  const tapName = `dt-u${port}`
+  const version = address.length === 4 ? 4 : 6
+  const directory = `${BPFFS}/detour/underlay${version}_${uplink.replaceAll('.', ':')}_${port}`
+  const tapName = `dt-${version}-${port}`
   const holds: Hold[] = []
   let tap: Tap | undefined
   let guard = -1
   const undo = () => {
     for (const hold of holds) release(hold)
     detachClassifiers(namespace, directory)
-    removeLink(tapName, namespace)
+    deleteLink(tapName, namespace)
     if (guard >= 0) close(guard)
   }
   detachClassifiers(namespace, directory)
   try {
     guard = inNamespace(namespace, () => guardPort(address, port, options.localAddress))
-    removeLink(tapName, namespace)
+    deleteLink(tapName, namespace)
     tap = openTap({ name: tapName, namespace, offloads: WANTED[rung === 'auto' ? 'tunnel-gso' : rung] })
     const offloadRung = rungOf(tap.offloads)
     if (rung !== 'auto' && offloadRung !== rung)
@@ -148,6 +148,7 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
   } catch (error) {
     undo()
     if (tap !== undefined) closeSync(tap.fd)
+    if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported') return withoutTap(link)
     throw error
   }
 }
@@ -203,12 +204,4 @@ function guardPort(address: Uint8Array, port: number, text: string): number {
     throw error
   }
   return fd
-}
-
-function removeLink(name: string, namespace: string): void {
-  try {
-    ip(['link', 'delete', 'dev', name], namespace)
-  } catch (error) {
-    if (!(error instanceof DetourError) || error.code === 'unsupported') throw error
-  }
 }

@@ -90,6 +90,17 @@ export function ipBatch(commands: string[], namespace = ''): void {
   run('ip', ['-batch', '-'], namespace, `${commands.join('\n')}\n`)
 }
 
+/** Removes an interface; one that is not there, or whose namespace is not there, is fine. */
+export function deleteLink(name: string, namespace = ''): void {
+  try {
+    ip(['link', 'delete', 'dev', name], namespace)
+  } catch (error) {
+    const gone =
+      error instanceof DetourError && (error.code === 'not-found' || /Cannot find device/.test(error.message))
+    if (!gone) throw error
+  }
+}
+
 /** Runs `tc` and returns what it printed. Throws DetourError with the command and its stderr. */
 export function tc(args: string[], namespace = ''): string {
   return run('tc', args, namespace)
@@ -119,7 +130,8 @@ export function linkInfo(name: string, namespace = ''): LinkInfo {
   try {
     link = JSON.parse(ip(['-j', 'address', 'show', 'dev', name], namespace))[0]
   } catch (cause) {
-    if (!(cause instanceof DetourError) || !/does not exist|Cannot find/.test(cause.message)) throw cause
+    if (!(cause instanceof DetourError) || cause.code !== 'system' || !/does not exist|Cannot find/.test(cause.message))
+      throw cause
     throw new DetourError('not-found', `interface ${name} does not exist in namespace ${namespace || '(current)'}`, {
       cause,
     })

@@ -1,9 +1,9 @@
 // TAP interfaces: Ethernet frames by read(2) and write(2), each behind a virtio-net header (linux/if_tun.h).
 
-import { closeSync, constants, openSync } from 'node:fs'
+import { closeSync, constants, openSync, writeFileSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
 import { ERRNO, ioctl, must, systemError } from './libc.ts'
-import { inNamespace } from './netns.ts'
+import { inNamespace, ipBatch } from './netns.ts'
 
 const TUNSETIFF = 0x400454ca
 const TUNSETPERSIST = 0x400454cb
@@ -14,6 +14,9 @@ const IFF_NO_PI = 0x1000
 const IFF_VNET_HDR = 0x4000
 const IFF_MULTI_QUEUE = 0x0100
 const IFNAMSIZ = 16
+
+// The largest MTU a TAP takes: a frame of 64 KiB less 14 bytes of Ethernet.
+const TAP_MTU = 65_521
 
 /** Bytes of a virtio-net header: up to num_buffers, or with the tunnel fields too. */
 export const VNET_HEADER = { PLAIN: 12, TUNNEL: 24 } as const
@@ -99,4 +102,16 @@ function openTunFile(name: string, multiQueue: boolean): number {
     throw systemError('TUNSETIFF', name, result)
   }
   return fd
+}
+
+/** Makes a TAP that nobody but Detour talks through: no addresses, no neighbour discovery, any size of frame. */
+export function quietTap(name: string, namespace: string): void {
+  inNamespace(namespace, () => {
+    try {
+      writeFileSync(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`, '1')
+    } catch {
+      // A kernel without IPv6 has nothing to keep quiet, and a read-only /proc/sys costs only some noise.
+    }
+  })
+  ipBatch([`link set dev ${name} mtu ${TAP_MTU} up`], namespace)
 }

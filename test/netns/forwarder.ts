@@ -20,6 +20,7 @@ const waiting = Int32Array.of(0, POLL.IN, 3, POLL.IN)
 let superPackets = 0
 let rounds = 0
 
+heartbeat.beat()
 console.log('ready')
 for (;;) {
   heartbeat.beat()

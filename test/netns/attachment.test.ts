@@ -1,0 +1,261 @@
+// Interception of a pod interface, on real interfaces with real traffic.
+
+import { spawn } from 'node:child_process'
+import { closeSync, existsSync } from 'node:fs'
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import {
+  type Attachment,
+  type AttachOptions,
+  attach,
+  cleanup,
+  createProtectedMap,
+  PIN_DIRECTORY,
+} from '../../src/control/attachment.ts'
+import { deleteFromMap, updateMap } from '../../src/os/bpf.ts'
+import type { FailCounters } from '../../src/os/heartbeat.ts'
+import { inNamespace, linkInfo, tc } from '../../src/os/netns.ts'
+import {
+  type Child,
+  HOST4,
+  HOST6,
+  listing,
+  missing,
+  POD4,
+  Probe,
+  runIn,
+  start,
+  title,
+  transfer,
+  wire,
+} from './support.ts'
+
+interface Report {
+  received: number
+  sent: number
+  bytes: number
+  drops: number
+  calls: number
+  superPackets: number
+  free: number
+}
+
+describe.skipIf(missing !== '')(title('attachment'), () => {
+  const id = 'dtc-attachment'
+  let wired: ReturnType<typeof wire>
+  let protectedMap: number
+  let attachment: Attachment | undefined
+  let forwarder: Child<Report> | undefined
+  let atStart: FailCounters
+  const probes: Probe[] = []
+
+  const probe = (...args: ConstructorParameters<typeof Probe>) => {
+    const made = new Probe(...args)
+    probes.push(made)
+    return made
+  }
+  const outward = (mark = 0) => probe(wired.pod, wired.host, HOST4, 9000, mark)
+  const inward = () => probe(wired.host, wired.pod, POD4, 9001)
+
+  const take = (options: Partial<AttachOptions> = {}) => {
+    attachment = attach({ namespace: wired.pod, id, failMode: 'open', heartbeatLimitMs: 500, protectedMap, ...options })
+    return attachment
+  }
+  // The forwarder has the TAP for itself, so that its death is the death of everything.
+  const forward = async (from: Attachment) => {
+    forwarder = await start<Report>('forwarder', [from.headerSize, from.capabilities], [from.tapFd, from.mapFd])
+    closeSync(from.tapFd)
+    atStart = from.failCounters()
+    return forwarder
+  }
+  // What the gates counted since the forwarder was ready; the kernel's own chatter may have come before.
+  const counted = () => {
+    const { redirected, passed, dropped } = attachment!.failCounters()
+    return {
+      redirected: redirected - atStart.redirected,
+      passed: passed - atStart.passed,
+      dropped: dropped - atStart.dropped,
+    }
+  }
+  const until = (condition: () => boolean) => {
+    const end = Date.now() + 10_000
+    while (!condition()) if (Date.now() > end) throw new Error('it never came to pass')
+  }
+
+  beforeAll(() => {
+    wired = wire('dtc-att')
+    protectedMap = createProtectedMap(16)
+  })
+  afterEach(async () => {
+    await forwarder?.kill()
+    attachment?.detach()
+    forwarder = attachment = undefined
+    for (const made of probes.splice(0)) made.close()
+  })
+  afterAll(() => {
+    closeSync(protectedMap)
+    wired.remove()
+  })
+
+  it('tells what it attached to', () => {
+    const link = linkInfo('eth0', wired.pod)
+    const it = take()
+    expect(it).toMatchObject({ interface: 'eth0', mac: link.mac, mtu: 1500, addresses: link.addresses, rung: 'tcx' })
+    expect(it.addresses).toContain(POD4)
+    closeSync(it.tapFd)
+  })
+
+  for (const rung of ['tcx', 'clsact'] as const) {
+    it(`carries TCP both ways as super-packets, every frame counted (${rung})`, async () => {
+      const { stop } = await forward(take({ rung, heartbeatLimitMs: 5000 }))
+      expect(attachment?.rung).toBe(rung)
+      expect(await transfer(wired.pod, wired.host, HOST4)).toBeGreaterThan(0)
+      expect(await transfer(wired.pod, wired.host, HOST6, '-R')).toBeGreaterThan(0)
+      const report = await stop()
+      expect(report.drops).toBe(0)
+      expect(report.sent).toBe(report.received)
+      expect(report.free).toBe(512)
+      // 600 MB in packets of 1500 bytes would be 400,000.
+      expect(report.received).toBeLessThan(200_000)
+      expect(report.superPackets).toBeGreaterThan(5_000)
+      expect(counted()).toMatchObject({ passed: 0, dropped: 0 })
+      expect(counted().redirected).toBeGreaterThan(5_000)
+    })
+
+    for (const before of ['nothing', 'a clsact qdisc of somebody else']) {
+      it(`leaves the pod as it was found: ${before} (${rung})`, async () => {
+        if (before !== 'nothing') tc(['qdisc', 'add', 'dev', 'eth0', 'clsact'], wired.pod)
+        const found = listing(wired.pod, 'eth0')
+        const { stop } = await forward(take({ rung }))
+        expect(listing(wired.pod, 'eth0')).not.toBe(found)
+        expect(existsSync(`${PIN_DIRECTORY}/${id}`)).toBe(true)
+        await stop()
+        attachment?.detach()
+        expect(listing(wired.pod, 'eth0')).toBe(found)
+        expect(existsSync(`${PIN_DIRECTORY}/${id}`)).toBe(false)
+        if (before !== 'nothing') tc(['qdisc', 'del', 'dev', 'eth0', 'clsact'], wired.pod)
+      })
+    }
+  }
+
+  it('moves every byte unchanged', async () => {
+    await forward(take())
+    const server = `const { createHash } = require('crypto'); require('net').createServer({ allowHalfOpen: true }, s => {
+      const h = createHash('sha256'); s.on('data', d => h.update(d)); s.on('end', () => s.end(h.digest('hex')))
+    }).listen(9100, '${HOST4}', () => console.log('listening'))`
+    const client = `const { createCipheriv, createHash } = require('crypto'); const h = createHash('sha256')
+      const c = createCipheriv('aes-128-ctr', Buffer.alloc(16), Buffer.alloc(16)); let n = 0, got = ''
+      const s = require('net').connect(9100, '${HOST4}')
+      const more = () => { while (n++ < 400) { const b = c.update(Buffer.alloc(65536 + n)); h.update(b); if (!s.write(b)) return } s.end() }
+      s.on('drain', more); s.on('connect', more); s.on('data', d => (got += d)); s.on('end', () => console.log(got, h.digest('hex')))`
+    const listening = inNamespace(wired.host, () =>
+      spawn(process.execPath, ['-e', server], { stdio: ['ignore', 'pipe', 'inherit'] }),
+    )
+    await new Promise(resolve => listening.stdout.once('data', resolve))
+    const [theirs, ours] = (await runIn(wired.pod, process.execPath, '-e', client)).trim().split(' ')
+    listening.kill()
+    expect(theirs).toMatch(/^[0-9a-f]{64}$/)
+    expect(theirs).toBe(ours)
+  })
+
+  it('fails open when the worker is killed: packets pass, and are counted', async () => {
+    const { kill } = await forward(take({ failMode: 'open' }))
+    const out = outward()
+    expect(out.send()).toBe(true)
+    const before = counted()
+    expect(before).toMatchObject({ passed: 0, dropped: 0 })
+    expect(before.redirected).toBeGreaterThan(0)
+    await kill()
+    until(() => out.send(5))
+    const dead = counted()
+    expect(dead.passed).toBeGreaterThan(0)
+    for (let i = 0; i < 10; i++) expect(out.send()).toBe(true)
+    expect(inward().send()).toBe(true)
+    const after = counted()
+    expect(after.passed).toBeGreaterThanOrEqual(dead.passed + 11)
+    expect(after.redirected).toBe(dead.redirected)
+    expect(after.dropped).toBe(0)
+  })
+
+  it('fails closed when the worker is killed: packets stop, and are counted, but neighbours are still found', async () => {
+    const { kill } = await forward(take({ failMode: 'closed' }))
+    const out = outward()
+    expect(out.send()).toBe(true)
+    await kill()
+    until(() => !out.send(5) && counted().dropped > 0)
+    const dead = counted()
+    for (let i = 0; i < 10; i++) expect(out.send(5)).toBe(false)
+    expect(inward().send(5)).toBe(false)
+    const after = counted()
+    expect(after.dropped).toBeGreaterThanOrEqual(dead.dropped + 11)
+    expect(after).toMatchObject({ passed: 0, redirected: dead.redirected })
+
+    await runIn(wired.pod, 'ip', 'neigh', 'flush', 'all')
+    const mac = linkInfo('veth0', wired.host).mac
+    const six = probe(wired.pod, wired.host, HOST6, 9002)
+    const neighbours: string[] = []
+    for (let tries = 0; tries < 50 && !neighbours.some(line => line.includes(mac)); tries++) {
+      expect(six.send(20)).toBe(false)
+      neighbours.push(await runIn(wired.pod, 'ip', '-6', 'neigh', 'show', HOST6))
+    }
+    expect(neighbours.at(-1)).toContain(mac)
+
+    attachment!.detach()
+    expect(out.send()).toBe(true)
+  })
+
+  it('a later process takes away what a killed one left', async () => {
+    const found = listing(wired.pod, 'eth0')
+    const { kill } = await forward(take({ failMode: 'closed', rung: 'clsact' }))
+    await kill()
+    cleanup({ namespace: wired.pod, id })
+    expect(listing(wired.pod, 'eth0')).toBe(found)
+    cleanup({ namespace: wired.pod, id })
+    cleanup({ namespace: 'dtc-not-there', id })
+    attachment = undefined
+    expect(outward().send()).toBe(true)
+  })
+
+  it('attaching again under the same id replaces the first', async () => {
+    const first = take()
+    closeSync(first.tapFd)
+    await forward(take())
+    const out = outward()
+    expect(out.send()).toBe(true)
+    expect(counted().redirected).toBeGreaterThan(0)
+    first.detach()
+  })
+
+  it('does not steer what arrives from a protected pod, and does what arrives from others', async () => {
+    await forward(take())
+    const arriving = inward()
+    const redirected = () => counted().redirected
+    const start = redirected()
+    expect(arriving.send()).toBe(true)
+    expect(redirected()).toBe(start + 1)
+    const key = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, ...HOST4.split('.').map(Number))
+    updateMap(protectedMap, key, Uint8Array.of(1))
+    try {
+      expect(arriving.send()).toBe(true)
+      expect(redirected()).toBe(start + 1)
+    } finally {
+      deleteFromMap(protectedMap, key)
+    }
+  })
+
+  it('a mark set by the pod does not get a packet past the gate', async () => {
+    const { stop } = await forward(take())
+    const marked = outward(0x0de70000)
+    const before = counted().redirected
+    for (let i = 0; i < 5; i++) expect(marked.send()).toBe(true)
+    expect(counted().redirected).toBe(before + 5)
+    expect((await stop()).received).toBeGreaterThanOrEqual(5)
+  })
+
+  it('refuses what it cannot do in words that help', () => {
+    const attempt = (options: Partial<AttachOptions>) => () => take(options)
+    expect(attempt({ namespace: 'dtc-not-there' })).toThrow(/\/run\/netns\/dtc-not-there does not exist/)
+    expect(attempt({ interface: 'eth7' })).toThrow(/interface eth7 does not exist in namespace dtc-att-pod/)
+    expect(attempt({ interface: 'lo' })).toThrow(/type loopback: not Ethernet/)
+    expect(attempt({ id: '../x' })).toThrow(/pin directory/)
+  })
+})
