@@ -31,12 +31,12 @@ const COMMANDS: Entry[] = [
   {
     name: 'encap',
     summary: 'a capture into the tunnel: plain packets in, tunnel packets out',
-    load: async () => (await import('./encap.ts')).encapCommand(),
+    load: async () => (await import('./convert.ts')).encapCommand(),
   },
   {
     name: 'decap',
     summary: 'a capture out of the tunnel: tunnel packets in, plain packets out',
-    load: async () => (await import('./decap.ts')).decapCommand(),
+    load: async () => (await import('./convert.ts')).decapCommand(),
   },
   {
     name: 'show',

@@ -56,7 +56,7 @@ export class Encap {
     this.headerSum = sum
   }
 
-  /** Encapsulates every frame; network and hash must be set. Those without headroom are dropped. */
+  /** Encapsulates every frame; hash must be set, and network, 0 for what is not IP. Those without headroom are dropped. */
   run(batch: Batch): void {
     const { pool, counters, size } = this
     const { frames, length } = batch
@@ -90,7 +90,7 @@ export class Encap {
     for (let i = 0; i < size; i++) b[at + i] = template[i]
 
     const network = pool.network[frame]
-    const version = b[network] >> 4
+    const version = network === 0 ? 0 : b[network] >> 4
     const innerTos = version === 4 ? b[network + 1] : version === 6 ? ipv6.trafficClass(b, network) : 0
     const tos = (innerTos & this.innerBits) | this.outerBits
     const udpLength = pool.length[frame] + size - udpAt

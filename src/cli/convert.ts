@@ -1,0 +1,155 @@
+// detour encap, detour decap: captures into a tunnel and out of it, each file a job of a thread pool.
+
+import { statSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { basename, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { Command, Option } from 'commander'
+import { Piscina } from 'piscina'
+import type { ConvertJob, ConvertResult } from '../../workers/convert.ts'
+import { workerFile } from '../control/spawn.ts'
+import { type CaptureFile, type CaptureFormat, closeCapture, createCapture, openCapture } from '../device/pcap.ts'
+import { DROP_COUNT, dropName, dropText } from '../drop.ts'
+import { DetourError } from '../errors.ts'
+import { readCounters, type StageCounters } from '../memory/counters.ts'
+import { addTunnelOptions, type TunnelFlags, tunnelOf } from './options.ts'
+import { count, Progress, table } from './table.ts'
+
+interface ConvertFlags extends TunnelFlags {
+  read: string[]
+  write: string
+  format?: CaptureFormat
+  json?: boolean
+}
+
+/** The subcommand `encap`. */
+export function encapCommand(): Command {
+  return convertCommand('encap', 'Puts the packets of a capture into a tunnel.', [
+    'detour encap -r in.pcap -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7',
+    'zcat in.pcapng.gz | detour encap -r - -w out.pcap --profile vxlan',
+    'detour encap -r a.pcap -r b.pcap -w folder/            several files at once, each to a file of its name',
+  ])
+}
+
+/** The subcommand `decap`. */
+export function decapCommand(): Command {
+  return convertCommand('decap', 'Takes the packets of a capture out of a tunnel.', [
+    'detour decap -r underlay.pcap -w pods.pcap --profile vxlan',
+    'detour decap -r underlay.pcap -w - | tcpdump -nr -     what is not of the tunnel is counted on stderr',
+  ])
+}
+
+function convertCommand(direction: 'encap' | 'decap', description: string, examples: string[]): Command {
+  const command = new Command(direction)
+    .description(`${description} pcap and pcapng, compressed by gzip too.`)
+    .requiredOption('-r, --read <IN>', 'capture file, - for standard input; may be repeated', collect)
+    .requiredOption('-w, --write <OUT>', 'capture file, - for standard output; a folder for several inputs')
+    .addOption(
+      new Option('--format <FORMAT>', 'of the output (default: as the input)').choices(['pcap', 'pcap-ns', 'pcapng']),
+    )
+    .option('--json', 'the report as data')
+    .addHelpText('after', `\nExamples:\n${examples.map(example => `  ${example}`).join('\n')}`)
+    .action((flags: ConvertFlags) => run(direction, flags))
+  return addTunnelOptions(command)
+}
+
+const collect = (value: string, before: string[] = []) => [...before, value]
+
+/** What became of one file. */
+interface Done extends ConvertResult {
+  input: string
+  output: string
+  ms: number
+}
+
+async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<void> {
+  const tunnel = tunnelOf(flags)
+  const folder = statSync(flags.write, { throwIfNoEntry: false })?.isDirectory() ?? false
+  if (flags.read.length > 1 && !folder)
+    throw new DetourError('usage', `-w ${flags.write}: with several inputs, name a folder that exists`)
+  const threads = Math.min(flags.read.length, availableParallelism())
+  const pool = new Piscina({ filename: fileURLToPath(workerFile('convert')), name: 'convert', maxThreads: threads })
+  const progress = new Progress()
+  try {
+    const jobs = flags.read.map(async (path): Promise<Done> => {
+      const input = await openCapture(path)
+      const output = createCapture(folder ? join(flags.write, basename(path)) : flags.write, input)
+      const shared = new SharedArrayBuffer(8)
+      const began = performance.now()
+      const timer = watch(progress, input, shared)
+      try {
+        const format = flags.format ?? input.format
+        const job: ConvertJob = { direction, tunnel, input, output, format, progress: shared }
+        const result: ConvertResult = await pool.run(job)
+        return { ...result, input: input.name, output: output.name, ms: performance.now() - began }
+      } finally {
+        clearInterval(timer)
+        closeCapture(input)
+        closeCapture(output)
+      }
+    })
+    const results = await Promise.all(jobs)
+    progress.clear()
+    report(direction, results, flags)
+  } finally {
+    await pool.close()
+  }
+}
+
+function watch(progress: Progress, input: CaptureFile, shared: SharedArrayBuffer): NodeJS.Timeout {
+  const packets = new Float64Array(shared)
+  return setInterval(() => progress.show(`${input.name}: ${count(packets[0])} packets`), 200)
+}
+
+/** One line a file and one a drop reason, on stderr when the packets go to standard output; exit status 1 after a fault. */
+function report(direction: 'encap' | 'decap', results: Done[], flags: ConvertFlags): void {
+  const files = results.map(({ input, output, ms, counters, faults }) => {
+    const stages = readCounters(counters)
+    const [read, written] = [stages[0], stages[1]]
+    return {
+      input,
+      output,
+      read: read.row[0],
+      written: written.row[2],
+      packetsPerSecond: Math.round((read.row[0] / ms) * 1000),
+      drops: stages.flatMap(dropsOf),
+      faults,
+    }
+  })
+  const out = flags.write === '-' ? process.stderr : process.stdout
+  if (flags.json) out.write(`${JSON.stringify({ command: direction, files }, null, 2)}\n`)
+  else {
+    const columns = ['input', 'output', 'read', 'written', 'packets/s'].map((title, i) => ({ title, right: i > 1 }))
+    const rows = files.map(f => [f.input, f.output, count(f.read), count(f.written), count(f.packetsPerSecond)])
+    out.write(`${table(columns, rows).join('\n')}\n`)
+    const drops = files.flatMap(f => f.drops.map(d => [f.input, d.stage, d.reason, count(d.packets), d.text]))
+    const titles = ['input', 'stage', 'dropped', 'packets', 'because']
+    if (drops.length > 0)
+      out.write(
+        `\n${table(
+          titles.map(title => ({ title, right: title === 'packets' })),
+          drops,
+        ).join('\n')}\n`,
+      )
+  }
+  const faults = files.flatMap(f => f.faults)
+  for (const fault of faults) process.stderr.write(`detour: ${fault}\n`)
+  if (faults.length > 0) process.exitCode = 1
+}
+
+interface DropRow {
+  stage: string
+  reason: string
+  packets: number
+  text: string
+}
+
+/** The reasons for which a stage dropped packets. */
+export function dropsOf(stage: StageCounters): DropRow[] {
+  const rows: DropRow[] = []
+  for (let reason = 1; reason < DROP_COUNT; reason++) {
+    const packets = stage.drops(reason)
+    if (packets > 0) rows.push({ stage: stage.name, reason: dropName(reason), packets, text: dropText(reason) })
+  }
+  return rows
+}

@@ -1,0 +1,55 @@
+// Options that several subcommands share: the tunnel's, as people write them.
+
+import { type Command, Option } from 'commander'
+import { type Config, configSchema } from '../control/config.ts'
+import { tunnelConfig } from '../control/tunnel.ts'
+import { DetourError } from '../errors.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
+
+/** What `addTunnelOptions` parses; strings as given. */
+export interface TunnelFlags {
+  profile?: string
+  local?: string
+  remote?: string
+  vni?: string
+  port?: string
+}
+
+/** Adds --profile, --local, --remote, --vni and --port. */
+export function addTunnelOptions(command: Command): Command {
+  return command
+    .addOption(new Option('--profile <NAME>', 'the tunnel').choices(['geneve', 'vxlan']).default('geneve'))
+    .option('--local <IP>', 'outer source address (default: 192.0.2.1)')
+    .option('--remote <IP>', 'outer destination address (default: 192.0.2.2)')
+    .option('--vni <N>', 'virtual network identifier, 24 bits (default: 1)')
+    .option('--port <N>', "UDP destination port (default: the profile's)")
+}
+
+/** The tunnel that the flags ask for; the addresses default to documentation ones (RFC 5737, RFC 3849). Throws DetourError. */
+export function tunnelOf(flags: TunnelFlags): TunnelConfig {
+  const six = (flags.local ?? flags.remote ?? '').includes(':')
+  const number = (key: 'vni' | 'port') => {
+    const text = flags[key]
+    if (text === undefined) return undefined
+    if (!/^\d+$/.test(text)) throw new DetourError('usage', `--${key} '${text}': give a number`)
+    return Number(text)
+  }
+  return tunnelConfig(
+    checked({
+      profile: flags.profile,
+      local: flags.local ?? (six ? '2001:db8::1' : '192.0.2.1'),
+      remote: flags.remote ?? (six ? '2001:db8::2' : '192.0.2.2'),
+      vni: number('vni'),
+      port: number('port'),
+    }),
+  )
+}
+
+function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
+  const given = Object.fromEntries(Object.entries(tunnel).filter(([, value]) => value !== undefined))
+  const parsed = configSchema.safeParse({ tunnel: given })
+  if (parsed.success) return parsed.data.tunnel
+  const [issue] = parsed.error.issues
+  const key = String(issue.path[1])
+  throw new DetourError('usage', `--${key} '${given[key]}' is not allowed: ${issue.message}`)
+}

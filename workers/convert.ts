@@ -1,0 +1,56 @@
+// Offline conversion of one capture file, as a job of a thread pool.
+
+import {
+  type CaptureFile,
+  type CaptureFormat,
+  Origins,
+  type OutputFile,
+  PcapReader,
+  PcapWriter,
+} from '../src/device/pcap.ts'
+import { Counters, type CountersHandle } from '../src/memory/counters.ts'
+import { createPool, HEADROOM, Pool } from '../src/memory/pool.ts'
+import { Converter } from '../src/pipeline/converter.ts'
+import type { TunnelConfig } from '../src/pipeline/tunnel.ts'
+
+export interface ConvertJob {
+  direction: 'encap' | 'decap'
+  tunnel: TunnelConfig
+  input: CaptureFile
+  output: OutputFile
+  format: CaptureFormat
+  /** One double, written as the work goes on: packets read. */
+  progress: SharedArrayBuffer
+}
+
+export interface ConvertResult {
+  counters: CountersHandle
+  /** What was wrong with the input, or with writing the output; all that could be converted was. */
+  faults: string[]
+}
+
+/** Frames in flight: one batch, and answers of stages that make frames. */
+const FRAMES = 320
+
+/** The largest packet that a capture file holds (tcpdump's snapshot length), and its outer headers. */
+const FRAME = HEADROOM + 262_144
+
+/** Batches between two notes of progress. */
+const NOTE = 64
+
+/** Converts one file. */
+export function convert(job: ConvertJob): ConvertResult {
+  const pool = new Pool(createPool({ frames: FRAMES, frameSize: FRAME, headroom: HEADROOM }))
+  const counters = new Counters()
+  const origins = new Origins(job.input.format)
+  const reader = new PcapReader(pool, counters.stage('read'), job.input, { origins })
+  const writer = new PcapWriter(pool, counters.stage('write'), job.output, { format: job.format, origins })
+  const converter = new Converter(pool, counters, reader, writer, job.direction, job.tunnel)
+  const progress = new Float64Array(job.progress)
+  let batches = 0
+  while (converter.step()) if (++batches % NOTE === 0) progress[0] = reader.packets
+  progress[0] = reader.packets
+  writer.close()
+  const faults = [reader.fault, writer.fault].filter(fault => fault !== undefined).map(fault => fault.message)
+  return { counters: counters.share(), faults }
+}
