@@ -2,7 +2,7 @@
 
 import { isIP } from 'node:net'
 import { z } from 'zod'
-import { integer, oneOf, section, text, yesNo } from './yaml.ts'
+import { integer, oneOf, section, such, text, yesNo } from './yaml.ts'
 
 /** Tunnel profiles and their standard UDP ports (RFC 8926 section 3.3, RFC 7348 section 5). */
 export const PROFILE_PORT = { geneve: 6081, vxlan: 4789 } as const
@@ -23,16 +23,16 @@ export type FailMode = (typeof FAIL_MODES)[number]
 
 const isAddress = (value: string) => isIP(value) !== 0 && !value.includes('%')
 const address = () => text('an IPv4 or IPv6 address', isAddress)
-const isPort = (value: number) => Number.isInteger(value) && value >= 0 && value <= 65535
+const isWithin = (value: unknown, most: number) => Number.isInteger(value) && +value! >= 0 && +value! <= most
 
 function isPrefix(value: string): boolean {
   const [base, bits, ...rest] = value.split('/')
   return rest.length === 0 && isAddress(base) && /^\d{1,3}$/.test(bits ?? '') && +bits <= (isIP(base) === 4 ? 32 : 128)
 }
 
-function isPortRange(value: string): boolean {
-  const match = /^(\d{1,5})-(\d{1,5})$/.exec(value)
-  return match !== null && +match[1] <= +match[2] && isPort(+match[2])
+function isPorts(value: unknown): boolean {
+  const [first, last] = /^(\d{1,5})-(\d{1,5})$/.exec(String(value))?.slice(1).map(Number) ?? []
+  return isWithin(value, 65535) || (first <= last && last <= 65535)
 }
 
 const tunnel = section({
@@ -45,9 +45,10 @@ const tunnel = section({
   /** Of the outer header (pipe model). */
   ttl: integer(1, 255).default(64),
   /** Of the outer header: the inner one's, or a fixed code point (RFC 2983). */
-  dscp: z
-    .union([z.literal('copy'), integer(0, 63)], { error: 'allowed: copy, or an integer from 0 to 63' })
-    .default('copy'),
+  dscp: such<'copy' | number>(
+    'copy, or an integer from 0 to 63',
+    value => value === 'copy' || isWithin(value, 63),
+  ).default('copy'),
   /** RFC 6040: `normal` copies the inner field outward, `compatibility` sends Not-ECT. */
   ecn: oneOf(['normal', 'compatibility']).default('normal'),
   /** `auto`: zero over IPv4, computed over IPv6; `zero` over IPv6 needs a peer that agrees (RFC 6935). */
@@ -73,11 +74,7 @@ const bypassRule = section({
   cidr: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional(),
   protocol: oneOf(['tcp', 'udp', 'icmp']).optional(),
   /** The destination's. */
-  port: z
-    .union([integer(0, 65535), z.string().refine(isPortRange)], {
-      error: 'allowed: a port from 0 to 65535, or a range like 8000-8100',
-    })
-    .optional(),
+  port: such<number | string>('a port from 0 to 65535, or a range like 8000-8100', isPorts).optional(),
 })
   .refine(rule => Object.values(rule).some(value => value !== undefined), {
     error: 'allowed: a rule with at least one of cidr, protocol, port',

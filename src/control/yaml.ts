@@ -35,10 +35,14 @@ export function yesNo() {
   return z.boolean({ error: 'allowed: true, false' })
 }
 
+/** Any value that `valid` accepts; `allowed` says what that is. */
+export function such<T>(allowed: string, valid: (value: unknown) => boolean) {
+  return z.custom<T>(valid, { error: `allowed: ${allowed}` })
+}
+
 /** Text that `valid` accepts; `allowed` says what that is. */
 export function text(allowed: string, valid: (value: string) => boolean) {
-  const error = `allowed: ${allowed}`
-  return z.string({ error }).refine(valid, { error })
+  return such<string>(allowed, value => typeof value === 'string' && valid(value))
 }
 
 /** Checks a value that came from no file; `where` names its origin. Throws DetourError. */
@@ -62,7 +66,9 @@ export function readYaml<Schema extends z.ZodType>(schema: Schema, file: string)
 /** Like readYaml, of text; an empty text is an empty mapping. */
 export function parseYaml<Schema extends z.ZodType>(schema: Schema, source: string, file: string): z.output<Schema> {
   const lines = new LineCounter()
-  const document = guard(file, () => parseDocument(source, { lineCounter: lines, prettyErrors: false }))
+  const document = guard(file, () =>
+    parseDocument(source, { lineCounter: lines, prettyErrors: false, logLevel: 'error' }),
+  )
   const [flaw] = document.errors
   if (flaw !== undefined) {
     const { line, col } = lines.linePos(flaw.pos[0])

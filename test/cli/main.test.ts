@@ -1,0 +1,78 @@
+// The command line: help, wrong usage, errors and their exit statuses.
+
+import { spawnSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { describe, expect, test } from 'vitest'
+import { detour } from './run.ts'
+
+const COMMANDS = ['lab', 'gateway', 'replay', 'encap', 'decap', 'show']
+
+describe('help', () => {
+  test('names every command and shows examples', async () => {
+    const { status, stdout, stderr } = await detour(['--help'])
+    expect([status, stderr]).toEqual([0, ''])
+    for (const command of COMMANDS) {
+      expect(stdout).toMatch(new RegExp(`^  ${command} `, 'm'))
+      expect(stdout).toMatch(new RegExp(`^  .*detour ${command} `, 'm'))
+    }
+  })
+
+  test.each(COMMANDS)('of %s is its own', async command => {
+    const { status, stdout } = await detour([command, '--help'])
+    expect(status).toBe(0)
+    expect(stdout).toContain(`Usage: detour ${command} `)
+    expect((await detour(['help', command])).stdout).toBe(stdout)
+  })
+
+  test('the version is that of the package', async () => {
+    const { version } = JSON.parse(readFileSync('package.json', 'utf8'))
+    expect(await detour(['--version'])).toEqual({ status: 0, stdout: `${version}\n`, stderr: '' })
+  })
+})
+
+describe('wrong usage exits with 2 and shows the usage line', () => {
+  test.each([
+    [[], 'Usage: detour '],
+    [['shwo'], 'Did you mean show?'],
+    [['--verison'], 'Did you mean --version?'],
+    [['show'], 'Usage: detour show '],
+    [['show', 'flws'], 'did you mean "flows"?'],
+    [['show', 'stats', '--jsno'], 'Did you mean --json?'],
+    [['show', 'stats', 'drops'], 'too many arguments'],
+    [['show', 'flows', '--limit', '0'], 'Allowed: 1 to 5000.'],
+    [['show', 'flows', '--sort', 'size'], 'bytes, packets, age, idle'],
+    [['show', 'flows', '--filter', 'prot=tcp'], 'address, attachment, port, protocol, verdict; did you mean "port"?'],
+    [['show', 'flows', '--filter', 'port=http'], 'http is no port'],
+    [['show', 'drops', '--watch', 'often'], 'Allowed: 0.1 to 3600 seconds.'],
+  ])('%j', async (args, sentence) => {
+    const { status, stdout, stderr } = await detour(args)
+    expect([status, stdout]).toEqual([2, ''])
+    expect(stderr).toContain(sentence)
+    expect(stderr).toContain('Usage: detour ')
+  })
+})
+
+describe('an error', () => {
+  test('is one line, and exit status 1', async () => {
+    const { status, stdout, stderr } = await detour(['show', 'stats', '--socket', '/nonexistent/lab.sock'])
+    expect([status, stdout]).toEqual([1, ''])
+    expect(stderr).toBe('detour: control socket /nonexistent/lab.sock does not exist; is Detour running?\n')
+  })
+
+  test('comes with its stack only for DETOUR_DEBUG=1', async () => {
+    const { status, stderr } = await detour(['show', 'stats', '-s', '/nonexistent/lab.sock'], { DETOUR_DEBUG: '1' })
+    expect(status).toBe(1)
+    expect(stderr).toMatch(/^DetourError: .*\n +at /)
+  })
+})
+
+test('a reader that leaves early is no failure', () => {
+  const script = `"$0" dist/src/cli/main.js --help | true; echo "\${PIPESTATUS[0]}"`
+  const { stdout, stderr } = spawnSync('bash', ['-c', script, process.execPath], { encoding: 'utf8' })
+  expect([stdout, stderr]).toEqual(['0\n', ''])
+})
+
+test('show loads no native code', () => {
+  const script = 'LD_DEBUG=files "$0" dist/src/cli/main.js show --help 2>&1 | grep -c "file=.*koffi.*generating"'
+  expect(spawnSync('bash', ['-c', script, process.execPath], { encoding: 'utf8' }).stdout).toBe('0\n')
+})
