@@ -48,7 +48,7 @@ export interface NodeOptions {
   pods: PodOptions[]
   probe?: ProbeOptions
   /** Capture files for what pods send and get, and for what the underlay carries. */
-  capture?: { overlay?: string; underlay?: string }
+  capture?: { overlay?: string; underlay?: string; limitBytes?: number }
 }
 
 export interface RunningNode {
@@ -88,8 +88,8 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       attachments.push(attach({ ...pod, failMode, heartbeatLimitMs, protectedMap, rung: rungs.attach }))
     }
 
-    const overlay = options.capture?.overlay === undefined ? undefined : createCapture(options.capture.overlay)
-    const outer = options.capture?.underlay === undefined ? undefined : createCapture(options.capture.underlay)
+    const overlay = captureFile(options.capture?.overlay, options.capture?.limitBytes)
+    const outer = captureFile(options.capture?.underlay, options.capture?.limitBytes)
     const flows = createFlowTable({
       capacity: config.flows.capacity,
       tcpIdleMs: config.flows.tcpTimeoutSeconds * 1000,
@@ -143,6 +143,10 @@ async function stopNode(worker: RunningWorker, undo: (() => void)[]): Promise<vo
     closeMap?.()
     closeUnderlay?.()
   }
+}
+
+function captureFile(path: string | undefined, limitBytes: number | undefined): OutputFile | undefined {
+  return path === undefined ? undefined : { ...createCapture(path), limitBytes }
 }
 
 function podDevice(attachment: Attachment, capture: OutputFile | undefined): DeviceSpec {

@@ -8,7 +8,7 @@ const PATIENCE = 200
 
 /**
  * Writes what is received and transmitted, with the time of day and the direction, as an interface of the writer that bears the
- * device's name; devices may share a writer. `close` flushes the writer.
+ * device's name, until the writer holds `limitBytes`; devices may share a writer. `close` flushes the writer.
  */
 export class CaptureDevice implements Device {
   readonly name: string
@@ -17,17 +17,19 @@ export class CaptureDevice implements Device {
   private readonly device: Device
   private readonly writer: PcapWriter
   private readonly number: number
+  private readonly limitBytes: number
   private flushed = 0
   private seconds = 0
   private nanoseconds = 0
 
-  constructor(device: Device, writer: PcapWriter) {
+  constructor(device: Device, writer: PcapWriter, limitBytes = Number.POSITIVE_INFINITY) {
     this.device = device
     this.writer = writer
     this.name = device.name
     this.capabilities = device.capabilities
     this.fd = device.fd
     this.number = writer.addInterface(device.name)
+    this.limitBytes = limitBytes
   }
 
   get exhausted(): boolean {
@@ -53,6 +55,7 @@ export class CaptureDevice implements Device {
   }
 
   private record(batch: Batch, from: number, direction: number): void {
+    if (this.writer.packetBytes >= this.limitBytes) return
     this.stamp()
     for (let i = from; i < batch.length; i++)
       this.writer.write(batch.frames[i], this.seconds, this.nanoseconds, this.number, direction)

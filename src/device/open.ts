@@ -41,7 +41,9 @@ export class Devices {
     if (spec.faults !== undefined) {
       device = new FaultyDevice(device, pool, counters.stage(`faults ${device.name}`), spec.faults)
     }
-    if (spec.capture !== undefined) device = new CaptureDevice(device, this.writer(spec.capture))
+    if (spec.capture !== undefined) {
+      device = new CaptureDevice(device, this.writer(spec.capture), spec.capture.limitBytes)
+    }
     if (spec.trace !== undefined) device = new TraceDevice(device, pool, spec.trace)
     this.opened.push(device)
     return device

@@ -28,6 +28,8 @@ export interface CaptureFile {
 export interface OutputFile {
   name: string
   fd: number
+  /** A capture that runs along ends when it holds so many bytes of packets. */
+  limitBytes?: number
 }
 
 const GZIP = 0x1f8b

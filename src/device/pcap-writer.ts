@@ -4,7 +4,7 @@ import { DROP } from '../drop.ts'
 import { DetourError } from '../errors.ts'
 import type { Batch } from '../memory/batch.ts'
 import { copyBytes } from '../memory/copy.ts'
-import type { StageCounters } from '../memory/counters.ts'
+import { COLUMN, type StageCounters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
 import { LINKTYPE } from '../wire/linktype.ts'
 import { type PcapHeader, RECORD_HEADER, writeHeader, writeRecord } from '../wire/pcap.ts'
@@ -88,6 +88,11 @@ export class PcapWriter implements Device {
     return (
       this.interfaces.push({ linktype: LINKTYPE.ETHERNET, snaplen: MAX_CAPTURED, ticks: 1e9, offset: 0, fcs: 0 }) - 1
     )
+  }
+
+  /** Bytes of packets written so far. */
+  get packetBytes(): number {
+    return this.counters.row[COLUMN.OUT_BYTES]
   }
 
   receive(): number {

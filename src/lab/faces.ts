@@ -37,11 +37,13 @@ export interface NodeProgramInput {
   config: object
   uplink: string
   pods: PodOptions[]
-  capture: { overlay: string; underlay: string }
+  capture: { overlay: string; underlay: string; limitBytes: number }
 }
 
 const START_LIMIT_MS = 15_000
 const VNI = 77
+/** Of each capture file: the requests fit, of the bulk transfer only the beginning. */
+const CAPTURE_LIMIT = 4 << 20
 
 const POLICY = `# What the laboratory's gateway does: everything may pass but one page.
 default: allow
@@ -87,7 +89,11 @@ export async function startNode(options: FaceOptions): Promise<Running> {
       namespace: pod.path,
       interface: pod.interface,
     })),
-    capture: { overlay: join(folder, 'overlay.pcapng'), underlay: join(folder, 'underlay.pcapng') },
+    capture: {
+      overlay: join(folder, 'overlay.pcapng'),
+      underlay: join(folder, 'underlay.pcapng'),
+      limitBytes: CAPTURE_LIMIT,
+    },
   }
   return answering(
     start(node, 'node', program('node', JSON.stringify(input)), { log: join(folder, 'node.log') }),
