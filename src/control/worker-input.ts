@@ -1,9 +1,11 @@
 // What the main thread hands to each kind of worker: plain data, shared memory and file descriptors.
 
 import type { DeviceSpec } from '../device/open.ts'
+import type { CaptureFile, CaptureFormat, OutputFile, Rate } from '../device/pcap.ts'
 import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
 import type { ForwarderOptions } from '../pipeline/forwarder.ts'
+import type { ReplayerOptions } from '../pipeline/replayer.ts'
 import type { WorkerInput } from './spawn.ts'
 
 /** One pod interface as the worker serves it. */
@@ -26,4 +28,37 @@ export interface ForwardInput extends WorkerInput {
   tickMs: number
   /** Words: endpoint up (0 or 1), probes sent, probes answered. */
   status: SharedArrayBuffer
+}
+
+/** Words of `ReplayInput.status`, doubles. */
+export const REPLAY_STATUS = {
+  READ: 0,
+  SENT: 1,
+  UNCHANGED: 2,
+  CHANGED: 3,
+  P50_US: 4,
+  P99_US: 5,
+  ALL_SENT: 6,
+  WORDS: 7,
+} as const
+
+/** Input of workers/replay. */
+export interface ReplayInput extends WorkerInput {
+  pool: PoolHandle
+  /** The frames that this worker hands out: [first, first + count). */
+  frames: { first: number; count: number }
+  input: CaptureFile
+  rate: Rate
+  output: OutputFile | undefined
+  format: CaptureFormat
+  underlay: DeviceSpec
+  replayer: ReplayerOptions
+  /** Silence after which a live endpoint is taken to have returned all that it will; undefined: the main thread knows and says stop. */
+  quietMs: number | undefined
+  status: SharedArrayBuffer
+}
+
+/** What workers/replay posts when it is done, after its counters. */
+export interface ReplayResult {
+  faults: string[]
 }

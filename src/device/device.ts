@@ -29,6 +29,8 @@ export interface Device {
   readonly fd: number
   /** True when nothing will ever come again (the end of a file). */
   readonly exhausted: boolean
+  /** Transmitted frames that still wait for room, where the device holds them; receive sends them on. */
+  readonly held?: number
 
   /**
    * Appends received frames to the batch, as many as are there, as the batch has room for and as one breath should
@@ -38,9 +40,6 @@ export interface Device {
 
   /** Takes every frame of the batch and empties it: sent and freed, or counted as dropped and freed. */
   transmit(batch: Batch): void
-
-  /** Announces that the thread is about to wait for `fd`; false when something is there already. Devices that the kernel wakes have none. */
-  sleep?(): boolean
 
   /** Lets go of what the device holds. */
   close(): void

@@ -67,15 +67,19 @@ export class Loop {
         if (n > 0) {
           moved += n
           leg.run(batch)
-        } else if (leg.device.fd >= 0) this.hot[i] = 0
+        } else if (leg.device.held !== undefined && leg.device.held > 0) blocked = true
+        else if (leg.device.fd >= 0) this.hot[i] = 0
       }
       const now = performance.now()
       if (now >= nextTick) {
         if (!this.tick(now)) return
         nextTick = now + this.tickMs
       }
-      if (moved === 0) this.look(this.patience(now, nextTick, blocked))
-      else if (++breaths % GLANCE === 0) this.look(0)
+      if (moved === 0) {
+        this.look(this.patience(now, nextTick, blocked))
+        // What blocks may be freed by frames that come home, which no descriptor announces.
+        if (blocked) this.hot.fill(1)
+      } else if (++breaths % GLANCE === 0) this.look(0)
     }
   }
 
@@ -83,8 +87,7 @@ export class Loop {
   private patience(now: number, nextTick: number, blocked: boolean): number {
     let until = blocked ? Math.min(nextTick, now + 1) : nextTick
     for (const leg of this.legs) {
-      if (leg.due !== undefined) until = Math.min(until, leg.due())
-      if (leg.device.sleep !== undefined && !leg.device.sleep()) return 0
+      if (leg.due !== undefined && leg.ready?.() !== false) until = Math.min(until, leg.due())
     }
     return until <= now ? 0 : Math.ceil(until - now)
   }

@@ -42,6 +42,7 @@ export class Replayer {
   readonly ledger: Ledger
   readonly table: FlowTable
   private readonly pool: Pool
+  private readonly reader: PcapReader
   private readonly options: ReplayerOptions
   private readonly classify: Classify
   private readonly decide: Decide
@@ -66,6 +67,7 @@ export class Replayer {
     options: ReplayerOptions,
   ) {
     this.pool = pool
+    this.reader = reader
     this.options = options
     this.writer = writer
     this.ledger = new Ledger(pool)
@@ -87,7 +89,7 @@ export class Replayer {
       device: reader,
       run: batch => this.goOut(batch),
       ready: () => this.mayRead(underlay),
-      due: () => reader.nextDue(),
+      due: () => (reader.exhausted ? Number.POSITIVE_INFINITY : performance.now() + reader.nextDue()),
     }
     this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
   }
@@ -104,7 +106,7 @@ export class Replayer {
   }
 
   private mayRead(underlay: { readonly room?: number }): boolean {
-    if (this.pool.available < BATCH) return false
+    if (this.reader.exhausted || this.pool.available < BATCH) return false
     const { window } = this.options
     if (window === undefined) return underlay.room === undefined || underlay.room >= BATCH
     if (this.outstanding + BATCH <= window) return true
