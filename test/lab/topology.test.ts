@@ -1,12 +1,17 @@
 // The laboratory's namespaces and traffic against the kernel: links, addresses, clean-up, and real programs in them.
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { buildTopology, cleanUp, leftOver, type Topology, whyNoLab } from '../../src/lab/topology.ts'
+import { packageRoot } from '../../src/control/package.ts'
+import { startNode } from '../../src/lab/faces.ts'
+import { attachmentId, buildTopology, cleanUp, leftOver, type Topology, whyNoLab } from '../../src/lab/topology.ts'
 import { bulkTransfer, httpGet, probeLoss, startHttpServer, startProbe } from '../../src/lab/traffic.ts'
 
 const reason = whyNoLab()
+const NODE = new URL('dist/src/lab/programs/node.js', packageRoot)
 const RUN = `t${process.pid}`
 
 describe.skipIf(reason !== null)(`lab topology${reason === null ? '' : ` (skipped: ${reason})`}`, () => {
@@ -109,6 +114,22 @@ describe.skipIf(reason !== null)(`lab clean-up${reason === null ? '' : ` (skippe
     expect(leftOver(run)).toEqual([])
     expect(existsSync(`/run/detour/lab-${run}.json`)).toBe(false)
     topology.close()
+  })
+
+  it.skipIf(!existsSync(NODE))('takes off the BPF programs of a node that was killed', async () => {
+    const run = `b${process.pid % 10_000}`
+    const topology = buildTopology({ run })
+    const folder = mkdtempSync(join(tmpdir(), 'detour-lab-'))
+    try {
+      const options = { topology, profile: 'geneve', family: 'ipv4', failMode: 'closed', folder } as const
+      const node = await startNode(options)
+      await node.stop('SIGKILL')
+      expect(leftOver(run)).toContain(attachmentId(run, 'client'))
+    } finally {
+      topology.close()
+      rmSync(folder, { recursive: true })
+    }
+    expect(leftOver(run)).toEqual([])
   })
 
   it('removes what a dead laboratory left, and nothing that it did not make', () => {

@@ -1,0 +1,114 @@
+// The whole laboratory as people run it: every step must do what it should, and nothing may stay behind.
+
+import { execFileSync, spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { packageRoot } from '../../src/control/package.ts'
+import { leftOver, whyNoLab } from '../../src/lab/topology.ts'
+
+const MAIN = new URL('dist/src/cli/main.js', packageRoot).pathname
+const reason = whyNoLab() ?? (existsSync(MAIN) ? null : 'dist/ is missing: run "npm run build"')
+const LIMIT_MS = 180_000
+
+interface Outcome {
+  ok: boolean
+  page: string
+  steps: { name: string; ok: boolean | null; observed: string }[]
+}
+
+function detour(args: string[]): Promise<{ status: number | null; stdout: string; stderr: string }> {
+  const child = spawn(process.execPath, [MAIN, ...args])
+  let stdout = ''
+  let stderr = ''
+  child.stdout.on('data', text => {
+    stdout += text
+  })
+  child.stderr.on('data', text => {
+    stderr += text
+  })
+  return new Promise(resolve => child.once('close', status => resolve({ status, stdout, stderr })))
+}
+
+describe.skipIf(reason !== null)(`lab run${reason === null ? '' : ` (skipped: ${reason})`}`, () => {
+  let folder: string
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), 'detour-lab-'))
+  })
+  afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+  it.each([
+    ['geneve', 'open', []],
+    ['vxlan', 'closed', ['--ipv6']],
+  ])(
+    'does every step with %s, fail-%s %j',
+    async (profile, fail, more) => {
+      const run = `r${process.pid % 10_000}${profile[0]}`
+      const report = join(folder, profile)
+      const options = [
+        '--profile',
+        profile,
+        '--fail',
+        fail,
+        '--run',
+        run,
+        '--report',
+        report,
+        '--seconds',
+        '1',
+        '--json',
+      ]
+      const { status, stdout, stderr } = await detour(['lab', ...options, ...more])
+      const outcome = JSON.parse(stdout) as Outcome
+      const wrong = outcome.steps.filter(step => step.ok !== true)
+      expect(wrong, stderr).toEqual([])
+      expect(outcome.ok).toBe(true)
+      expect(status).toBe(0)
+      expect(outcome.steps).toHaveLength(10)
+      expect(outcome.steps.map(step => step.observed).join('\n')).toContain('rule no-secrets (reset) in the log')
+      expect(leftOver(run)).toEqual([])
+
+      // The page tells the same, and tshark finds the tunnel in the capture, with the request inside.
+      expect(readFileSync(outcome.page, 'utf8')).toContain('All 10 steps did what they should')
+      expect(statSync(join(report, 'underlay.pcapng')).size).toBeLessThan(6 << 20)
+      const filter = ['-Y', `${profile} && http.request.uri contains "allowed"`]
+      const inside = execFileSync('tshark', ['-r', join(report, 'underlay.pcapng'), ...filter], { encoding: 'utf8' })
+      expect(inside).toContain('GET /allowed')
+    },
+    LIMIT_MS,
+  )
+
+  it(
+    'leaves nothing behind when it is interrupted',
+    async () => {
+      const run = `i${process.pid % 10_000}`
+      const child = spawn(process.execPath, [
+        MAIN,
+        'lab',
+        '--run',
+        run,
+        '--report',
+        join(folder, 'interrupted'),
+        '--seconds',
+        '30',
+      ])
+      const ended = new Promise(resolve => child.once('close', status => resolve(status)))
+      // The baseline's bulk transfer would go on for 30 s.
+      await new Promise<void>(resolve => {
+        child.stderr.on('data', text => String(text).includes('bulk transfer') && resolve())
+      })
+      expect(leftOver(run)).not.toEqual([])
+      child.kill('SIGINT')
+      expect(await ended).toBe(130)
+      expect(leftOver(run)).toEqual([])
+    },
+    LIMIT_MS,
+  )
+
+  it('refuses a profile that it does not know, and says which there are', async () => {
+    const { status, stderr } = await detour(['lab', '--profile', 'gre'])
+    expect(status).toBe(2)
+    expect(stderr).toContain('geneve, vxlan')
+  })
+})
