@@ -22,7 +22,7 @@ export interface WorkerCounters {
 /** What was decided for a flow. */
 export type FlowVerdict = 'pass' | 'steer' | 'drop' | 'allow' | 'reset'
 
-/** One flow; source and destination are those of its first packet, toward and return are relative to the endpoint. */
+/** One flow; source and destination are those of its first packet, toward is from source to destination. */
 export interface FlowRow {
   worker: string
   /** Id of the attachment, or of the tunnel's peer at a gateway; empty when unknown. */
