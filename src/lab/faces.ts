@@ -8,7 +8,7 @@ import { PROFILE_PORT } from '../control/config.ts'
 import type { PodOptions } from '../control/node.ts'
 import { detour, program, type Running, start } from './process.ts'
 import type { FaceSnapshot } from './report.ts'
-import { attachmentId, type Topology } from './topology.ts'
+import { attachmentId, controlSocket, type Topology } from './topology.ts'
 
 /** What the two faces are told. */
 export interface FaceOptions {
@@ -57,11 +57,6 @@ rules:
 
 export const RULE = 'no-secrets'
 
-/** The control socket of a face of this run; `main` has the default ones, so that \`detour show\` finds them by name. */
-export function controlSocket(topology: Topology, face: 'node' | 'gateway'): string {
-  return `/run/detour/${topology.run === 'main' ? face : `${face}-${topology.run}`}.sock`
-}
-
 /** Starts the gateway in its namespace and waits until it answers on its control socket. */
 export async function startGateway(options: FaceOptions): Promise<Running> {
   const { topology, profile, family, folder } = options
@@ -69,7 +64,7 @@ export async function startGateway(options: FaceOptions): Promise<Running> {
   writeFileSync(policy, POLICY)
   const address = topology.places.gateway[family]
   const listen = `${address.includes(':') ? `[${address}]` : address}:${PROFILE_PORT[profile]}`
-  const control = controlSocket(topology, 'gateway')
+  const control = controlSocket(topology.run, 'gateway')
   const files = ['--policy', policy, '--log', verdictLog(folder), '--control', control]
   const command = detour('gateway', '--listen', listen, '--profile', profile, ...files)
   return answering(start(topology.places.gateway, 'gateway', command, { log: join(folder, 'gateway.log') }), control)
@@ -79,7 +74,7 @@ export async function startGateway(options: FaceOptions): Promise<Running> {
 export async function startNode(options: FaceOptions): Promise<Running> {
   const { topology, profile, family, failMode, folder } = options
   const { node, gateway, client, server } = topology.places
-  const control = controlSocket(topology, 'node')
+  const control = controlSocket(topology.run, 'node')
   const input: NodeProgramInput = {
     control,
     config: { tunnel: { profile, local: node[family], remote: gateway[family], vni: VNI }, failMode },
@@ -103,7 +98,7 @@ export async function startNode(options: FaceOptions): Promise<Running> {
 
 /** Reads what a running face tells about itself. */
 export async function snapshot(topology: Topology, face: 'node' | 'gateway'): Promise<FaceSnapshot> {
-  const client = await connectControl(controlSocket(topology, face))
+  const client = await connectControl(controlSocket(topology.run, face))
   try {
     const [stages, drops, flows, attachments, underlay] = await Promise.all([
       client.ask('stats', {}),

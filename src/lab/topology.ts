@@ -27,7 +27,7 @@ export interface Place {
   readonly path: string
   readonly ipv4: string
   readonly ipv6: string
-  /** The interface that carries the address: `eth0`, and on the node `uplink`, or `up-<run>` in a run with a name. */
+  /** The interface that carries the address: `eth0`, and on the node `up-<run>`. */
   readonly interface: string
   readonly mac: string
 }
@@ -106,9 +106,18 @@ export function cleanUp(kept = false): string[] {
   return removed
 }
 
-/** The namespaces, and pins of BPF programs, of one run that exist now; empty after a clean-up. */
+/** The control socket of a face; that of the run `main` has the name that `detour show` looks for. */
+export function controlSocket(run: string, face: 'node' | 'gateway'): string {
+  return `${STATE}/${run === 'main' ? face : `${face}-${run}`}.sock`
+}
+
+/** The namespaces, pinned BPF programs and sockets of one run that exist now; empty after a clean-up. */
 export function leftOver(run: string): string[] {
-  return [...namespacesOf(run), ...pinsOf(run)]
+  return [...namespacesOf(run), ...pinsOf(run), ...socketsOf(run)]
+}
+
+function socketsOf(run: string): string[] {
+  return [controlSocket(run, 'node'), controlSocket(run, 'gateway')].filter(path => existsSync(path))
 }
 
 function namespacesOf(run: string): string[] {
@@ -189,7 +198,7 @@ function removeRun(run: string): void {
     detachClassifiers(namespaceName(run, role), `${PIN_DIRECTORY}/${name}`)
   }
   for (const namespace of namespaces) deleteNamespace(namespace)
-  rmSync(statePath(run), { force: true })
+  for (const file of [...socketsOf(run), statePath(run)]) rmSync(file, { force: true })
 }
 
 /** The id of a pod's attachment, which also names its pins. */
@@ -199,13 +208,15 @@ export function attachmentId(run: string, role: Role): string {
 
 // NB: the node's pins are named after its uplink and its port, so parallel runs need uplinks of different names.
 function uplinkName(run: string): string {
-  return run === 'main' ? 'uplink' : `up-${run}`
+  return `up-${run}`
 }
 
 function pinsOf(run: string): string[] {
   const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
-  const prefixes = [attachmentId(run, 'client'), attachmentId(run, 'server'), `underlay_${uplinkName(run)}_`]
-  return names.filter(name => prefixes.some(prefix => name.startsWith(prefix)))
+  const pods = [attachmentId(run, 'client'), attachmentId(run, 'server')]
+  return names.filter(
+    name => pods.includes(name) || (name.startsWith('underlay') && name.includes(`_${uplinkName(run)}_`)),
+  )
 }
 
 function kill(pid: number): void {
