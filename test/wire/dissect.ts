@@ -1,5 +1,6 @@
 // Takes a frame apart with the header modules and gives the values the names and the form that tshark gives them.
 
+import { DROP } from '../../src/drop.ts'
 import * as arp from '../../src/wire/arp.ts'
 import * as ethernet from '../../src/wire/ethernet.ts'
 import * as geneve from '../../src/wire/geneve.ts'
@@ -158,7 +159,11 @@ function datagram(b: Uint8Array, ip: number, at: number, end: number, whole: boo
   if (udp.destinationPort(b, at) === vxlan.PORT) tunnelVxlan(b, payload, payloadEnd, fields)
 }
 
+/** What tshark reads all the same: it knows no critical option, and delivers control packets. */
+const READABLE: readonly number[] = [0, DROP.GENEVE_CRITICAL, DROP.GENEVE_CONTROL]
+
 function tunnelGeneve(b: Uint8Array, at: number, end: number, fields: Fields): void {
+  if (!READABLE.includes(geneve.check(b, at, end))) return
   add(fields, {
     'geneve.version': geneve.version(b, at),
     'geneve.option.length': geneve.optionsLength(b, at),
@@ -181,6 +186,7 @@ function tunnelGeneve(b: Uint8Array, at: number, end: number, fields: Fields): v
 }
 
 function tunnelVxlan(b: Uint8Array, at: number, end: number, fields: Fields): void {
+  if (vxlan.check(b, at, end, false) !== 0) return
   add(fields, {
     'vxlan.flags': hex((vxlan.flags(b, at) << 8) | b[at + 1], 4),
     'vxlan.vni': vxlan.vni(b, at),

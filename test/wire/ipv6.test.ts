@@ -150,7 +150,8 @@ describe('extension headers', () => {
   })
 
   it('refuses a ninth extension header, so that no packet makes it walk for long', () => {
-    const options = (count: number) => [...Array(count).keys()].map(i => (i < count - 1 ? '3c' : '11') + '00'.repeat(7)).join('')
+    const options = (count: number) =>
+      [...Array(count).keys()].map(i => (i < count - 1 ? '3c' : '11') + '00'.repeat(7)).join('')
     const eight = packet(60, options(8) + UDP)
     expect(ipv6.transportAt(eight, 0, eight.length)).toBe(40 + 64)
     refused(packet(60, options(9) + UDP))
