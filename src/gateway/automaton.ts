@@ -106,17 +106,19 @@ function determinize({ node, anchored }: { node: Node; anchored: boolean }): Aut
   const shift = Math.ceil(Math.log2(samples.length))
 
   /** The byte-eating steps reachable without eating, in order; null when the pattern has matched. */
-  const closure = (from: number[]): number[] | null => {
-    const seen = new Set<number>()
-    const todo = [...from]
+  const visited = new Uint32Array(steps.length)
+  let visit = 0
+  const closure = (todo: number[]): number[] | null => {
     const eating: number[] = []
+    visit++
     while (todo.length > 0) {
       const at = todo.pop()!
       if (at === MATCHED) return null
-      if (at < 0 || seen.has(at)) continue
-      seen.add(at)
-      if (steps[at].set !== null) eating.push(at)
-      else todo.push(steps[at].to, steps[at].or)
+      if (at < 0 || visited[at] === visit) continue
+      visited[at] = visit
+      const { set, to, or } = steps[at]
+      if (set === null) todo.push(to, or)
+      else eating.push(at)
     }
     return eating.sort((a, b) => a - b)
   }
@@ -132,8 +134,9 @@ function determinize({ node, anchored }: { node: Node; anchored: boolean }): Aut
   for (let state: number = STATE.START; state < members.length; state++) {
     const row = new Uint16Array(1 << shift)
     for (let c = 0; c < samples.length; c++) {
-      const eaten = members[state].filter(at => steps[at].set![samples[c]] === 1).map(at => steps[at].to)
-      const reached = closure(anchored ? eaten : [...eaten, first])
+      const eaten = anchored ? [] : [first]
+      for (const at of members[state]) if (steps[at].set![samples[c]] === 1) eaten.push(steps[at].to)
+      const reached = closure(eaten)
       const key = reached?.join() ?? ''
       let number = reached === null ? STATE.MATCH : numbers.get(key)
       if (number === undefined) {

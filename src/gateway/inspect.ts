@@ -101,7 +101,6 @@ export class Inspect {
   /** Ends flows that were idle too long; call it now and then with the time of the last packet or of the clock. */
   expire(nowMs: number, budget: number): void {
     this.flows.now = nowMs
-    this.options.fragments.now = nowMs
     this.flows.expire(budget)
   }
 
@@ -114,7 +113,6 @@ export class Inspect {
     const tenant = this.tenants.number(vni)
     if (tenant < 0) return DROP.UNKNOWN_VNI
     pool.attachment[frame] = tenant
-    options.fragments.now = pool.time[frame]
     const bad = readKey(pool, frame, options.fragments, options.seed, true)
     if (bad !== 0) return bad
 
