@@ -182,6 +182,7 @@ function counters(face: FaceSnapshot): string {
     bytes(row.returnBytes),
   ])
   const body = [
+    ...devices(face),
     table(
       `Stages of the ${face.face}`,
       ['Worker', 'Stage', '>Packets in', '>Bytes in', '>Packets out', '>Bytes out', '>Dropped'],
@@ -214,6 +215,35 @@ function counters(face: FaceSnapshot): string {
     'Counters at the end of the bulk transfer; a super-packet counts as one.',
     body.join(''),
   )
+}
+
+/** What the face is attached to; a gateway has no attachments. */
+function devices({ attachments, underlay }: FaceSnapshot): string[] {
+  const pods = attachments.map(row => [
+    escapeHtml(row.id),
+    escapeHtml(row.interface),
+    escapeHtml(row.mac),
+    String(row.mtu),
+    `fail-${row.failMode}, ${row.heartbeatLimitMs} ms`,
+    escapeHtml(row.attachRung),
+  ])
+  const tunnels = underlay.map(row => [
+    escapeHtml(row.device),
+    escapeHtml(row.local),
+    escapeHtml(row.remote),
+    String(row.port),
+    String(row.vni),
+    String(row.mtu),
+    escapeHtml(row.rung),
+  ])
+  return [
+    ...(pods.length === 0
+      ? []
+      : [table('Attachments', ['Id', 'Interface', 'MAC', '>MTU', 'Fail mode', 'Held by'], pods)]),
+    ...(tunnels.length === 0
+      ? []
+      : [table('Underlay', ['Device', 'Local', 'Remote', '>Port', '>VNI', '>MTU', 'Offload rung'], tunnels)]),
+  ]
 }
 
 function captures(report: LabReport): string {

@@ -52,9 +52,10 @@ export const STEPS: Step[] = [
       lab.gateway = await startGateway(faceOptions(lab))
       lab.progress('starting the node')
       lab.node = await startNode(faceOptions(lab))
-      const { attachments } = await snapshot(topology(lab), 'node')
-      const rungs = new Set(attachments.map(row => `${row.attachRung}, ${row.offloadRung}`))
-      const observed = `gateway is process ${lab.gateway.pid}, node ${lab.node.pid}; ${attachments.length} attachments (${[...rungs].join('; ')})`
+      const { attachments, underlay } = await snapshot(topology(lab), 'node')
+      const held = [...new Set(attachments.map(row => row.attachRung))].join(', ')
+      const processes = `gateway is process ${lab.gateway.pid}, node ${lab.node.pid}`
+      const observed = `${processes}; ${attachments.length} attachments (${held}), underlay ${underlay[0]?.rung}`
       return { ok: attachments.length === 2, observed }
     },
   },
