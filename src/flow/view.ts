@@ -50,8 +50,8 @@ export class FlowView {
     this.header = new Int32Array(memory, 0, HEADER.WORDS)
     this.clock = new Float64Array(memory, HEADER.CLOCK * 4, 1)
     const rows = (HEADER.WORDS + slotsFor(capacity)) * 4
-    this.words = new Int32Array(memory, rows, capacity * ROW.WORDS)
-    this.pairs = new BigInt64Array(memory, rows, (capacity * ROW.WORDS) / 2)
+    this.words = new Int32Array(memory, rows, (capacity + 1) * ROW.WORDS)
+    this.pairs = new BigInt64Array(memory, rows, ((capacity + 1) * ROW.WORDS) / 2)
   }
 
   /** Flows in the table. */
@@ -65,8 +65,8 @@ export class FlowView {
   }
 
   /** The flows from row `from` on, in the order of rows. Flows that come and go meanwhile may or may not be among them. */
-  *flows(from = 0): Generator<FlowRecord> {
-    for (let row = from; row < Atomics.load(this.header, HEADER.USED); row++) {
+  *flows(from = 1): Generator<FlowRecord> {
+    for (let row = from; row <= Atomics.load(this.header, HEADER.USED); row++) {
       const record = this.read(row)
       if (record !== undefined) yield record
     }
