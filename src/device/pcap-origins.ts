@@ -77,6 +77,7 @@ export class Origins {
   /** Reader: remembers a block that is no packet, which comes before record `before`. */
   pass(before: number, view: DataView, at: number, section: Section): void {
     const { type, length, little, interfaces } = section
+    if (type === BLOCK.CUSTOM_PRIVATE) return
     if (this.waiting + length > WAITING && type !== BLOCK.SECTION && type !== BLOCK.INTERFACE) {
       this.lostBlocks++
       return
@@ -103,7 +104,7 @@ export class Origins {
     return this.number[row] === number ? row : -1
   }
 
-  /** Number of the interface within its section. */
+  /** Number of the interface within its section; -1 for a simple block. */
   interfaceOf(row: number): number {
     return this.interfaces[row]
   }

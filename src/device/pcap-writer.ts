@@ -13,10 +13,12 @@ import {
   FLAGS_SIZE,
   type Interface,
   pad,
+  SIMPLE_HEADER,
   writeEnhanced,
   writeFlags,
   writeInterface,
   writeSection,
+  writeSimple,
 } from '../wire/pcapng.ts'
 import { MAX_CAPTURED } from '../wire/record.ts'
 import type { Device } from './device.ts'
@@ -119,17 +121,19 @@ export class PcapWriter implements Device {
       counters.dropped(this.fault === undefined ? DROP.OVERSIZED : DROP.DEVICE_ERROR)
       return
     }
-    const number = pool.sequence[frame]
-    const row = origins === undefined ? -1 : origins.row(number)
+    const row = origins === undefined ? -1 : origins.row(pool.sequence[frame])
     const original = row < 0 ? length : length + origins!.missingOf(row)
     if (header !== undefined) {
       writeRecord(view, this.at, header, seconds, nanoseconds, length, original)
       copyBytes(view, this.at + RECORD_HEADER, pool.view, pool.start[frame], length)
       this.at += RECORD_HEADER + length
-    } else if (!this.enhanced(frame, number, row, original, seconds, nanoseconds, interfaceNumber, direction)) {
-      counters.dropped(DROP.DEVICE_ERROR)
-      return
-    }
+    } else if (this.mirror) {
+      this.passBlocks(pool.sequence[frame])
+      if (!this.mirrored(frame, row, original, seconds, nanoseconds)) {
+        counters.dropped(DROP.DEVICE_ERROR)
+        return
+      }
+    } else this.enhanced(frame, original, seconds, nanoseconds, interfaceNumber, direction)
     counters.sent(1, length)
     counters.copied(length)
   }
@@ -155,35 +159,53 @@ export class PcapWriter implements Device {
     this.flush()
   }
 
-  // Writes an enhanced packet block; false when the file that is read has described no interface for it.
+  // Writes a packet of our own.
   private enhanced(
     frame: number,
-    number: number,
-    row: number,
     original: number,
     seconds: number,
     nanoseconds: number,
-    interfaceNumber: number,
+    number: number,
     direction: number,
-  ): boolean {
-    const { pool, view, origins, interfaces } = this
-    const length = pool.length[frame]
-    let to = interfaceNumber
-    let options = direction === DIRECTION.NONE ? 0 : FLAGS_SIZE
-    if (this.mirror) {
-      this.passBlocks(number)
-      to = row < 0 ? 0 : origins!.interfaceOf(row)
-      if (to >= this.interfaces.length) to = 0
-      options = row < 0 ? 0 : origins!.optionsOf(row)
-    } else if (interfaces.length === 0) this.addInterface('')
-    if (this.interfaces.length === 0) return false
+  ): void {
+    const { pool, view, interfaces } = this
+    if (interfaces.length === 0) this.addInterface('')
     const { at } = this
+    const length = pool.length[frame]
+    const options = direction === DIRECTION.NONE ? 0 : FLAGS_SIZE
     copyBytes(view, at + ENHANCED_HEADER, pool.view, pool.start[frame], length)
-    const optionsAt = at + ENHANCED_HEADER + pad(length)
-    if (options > 0 && this.mirror) origins!.copyOptions(row, view, optionsAt)
-    else if (options > 0) writeFlags(view, optionsAt, direction)
-    const target = this.interfaces[to]
-    this.at += writeEnhanced(view, at, this.little, to, target, seconds, nanoseconds, length, original, options)
+    if (options > 0) writeFlags(view, at + ENHANCED_HEADER + pad(length), direction)
+    this.at += writeEnhanced(
+      view,
+      at,
+      true,
+      number,
+      interfaces[number],
+      seconds,
+      nanoseconds,
+      length,
+      original,
+      options,
+    )
+  }
+
+  // Writes a packet in the manner of the file that is read; false when that has described no interface yet.
+  private mirrored(frame: number, row: number, original: number, seconds: number, nanoseconds: number): boolean {
+    const { pool, view, little } = this
+    const { interfaces, at } = this
+    if (interfaces.length === 0) return false
+    const length = pool.length[frame]
+    const number = row < 0 ? 0 : this.origins!.interfaceOf(row)
+    if (number < 0 && original === length) {
+      copyBytes(view, at + SIMPLE_HEADER, pool.view, pool.start[frame], length)
+      this.at += writeSimple(view, at, little, length)
+      return true
+    }
+    const options = row < 0 ? 0 : this.origins!.optionsOf(row)
+    copyBytes(view, at + ENHANCED_HEADER, pool.view, pool.start[frame], length)
+    if (options > 0) this.origins!.copyOptions(row, view, at + ENHANCED_HEADER + pad(length))
+    const to = number < 0 || number >= interfaces.length ? 0 : number
+    this.at += writeEnhanced(view, at, little, to, interfaces[to], seconds, nanoseconds, length, original, options)
     return true
   }
 

@@ -14,7 +14,15 @@ import { setLengths } from './pcap.ts'
 import { FAULT, MAX_CAPTURED, type PacketRecord } from './record.ts'
 
 /** Block types that are understood. */
-export const BLOCK = { SECTION: 0x0a0d0d0a, INTERFACE: 1, PACKET: 2, SIMPLE: 3, ENHANCED: 6 } as const
+export const BLOCK = {
+  SECTION: 0x0a0d0d0a,
+  INTERFACE: 1,
+  PACKET: 2,
+  SIMPLE: 3,
+  ENHANCED: 6,
+  /** A custom block that its author forbids to copy. */
+  CUSTOM_PRIVATE: 0x40000bad,
+} as const
 
 /** Option codes that are understood. */
 export const OPTION = {
@@ -26,6 +34,9 @@ export const OPTION = {
   IF_TSOFFSET: 14,
   EPB_FLAGS: 2,
   EPB_HASH: 3,
+  /** Custom options that their author forbids to copy: text and bytes. */
+  CUSTOM_PRIVATE_TEXT: 19_372,
+  CUSTOM_PRIVATE_BYTES: 19_373,
 } as const
 
 /** Bytes of a section block before its options. */
@@ -34,6 +45,8 @@ export const SECTION_HEADER = 24
 export const INTERFACE_HEADER = 16
 /** Bytes of an enhanced packet block before its packet. */
 export const ENHANCED_HEADER = 28
+/** Bytes of a simple packet block before its packet. */
+export const SIMPLE_HEADER = 12
 /** Bytes at the end of each block: its length again. */
 export const TRAILER = 4
 
@@ -147,16 +160,17 @@ function readPacket(v: DataView, at: number, section: Section, packet: PacketRec
 
 function readSimple(v: DataView, at: number, section: Section, packet: PacketRecord): number {
   const { length, little, interfaces } = section
-  if (length < 16) return FAULT.BLOCK_SHORT
+  const room = length - SIMPLE_HEADER - TRAILER
+  if (room < 0) return FAULT.BLOCK_SHORT
   if (interfaces.length === 0) return FAULT.NO_INTERFACE
   const source = interfaces[0]
   const original = v.getUint32(at + 8, little)
   const captured = source.snaplen === 0 ? original : Math.min(original, source.snaplen)
   if (captured > MAX_CAPTURED) return FAULT.CAPTURED
-  if (pad(captured) > length - 16) return FAULT.CAPTURED_BLOCK
-  packet.data = at + 12
+  if (pad(captured) > room) return FAULT.CAPTURED_BLOCK
+  packet.data = at + SIMPLE_HEADER
   packet.linktype = source.linktype
-  packet.interface = 0
+  packet.interface = -1
   packet.optionsLength = 0
   packet.seconds = 0
   packet.nanoseconds = 0
@@ -242,8 +256,8 @@ function writeTime(
 }
 
 /**
- * Copies a list of options but for those of code `without`, and returns the bytes written, a multiple of 4: at most
- * `length` + 4. A list that breaks off is ended.
+ * Copies a list of options but for those of code `without` and those that forbid it, and returns the bytes written, a
+ * multiple of 4: at most `length` + 4. A list that breaks off is ended.
  */
 export function copyOptions(
   to: DataView,
@@ -260,7 +274,7 @@ export function copyOptions(
     const code = from.getUint16(next, little)
     const size = 4 + pad(from.getUint16(next + 2, little))
     if (code === OPTION.END || next + size > end) break
-    if (code !== without) {
+    if (code !== without && code !== OPTION.CUSTOM_PRIVATE_TEXT && code !== OPTION.CUSTOM_PRIVATE_BYTES) {
       for (let i = 0; i < size; i += 4) to.setUint32(target + i, from.getUint32(next + i, little), little)
       target += size
     }
@@ -307,11 +321,6 @@ export function copyInterface(v: DataView, at: number, length: number, little: b
   return block.subarray(0, end + TRAILER)
 }
 
-/** The bytes that an enhanced packet block takes. */
-export function enhancedSize(captured: number, optionsLength: number): number {
-  return ENHANCED_HEADER + pad(captured) + optionsLength + TRAILER
-}
-
 /**
  * Writes an enhanced packet block around its packet, which the caller puts at `at` + ENHANCED_HEADER, and its options,
  * which go behind the padded packet; returns the block's size.
@@ -328,16 +337,31 @@ export function writeEnhanced(
   original: number,
   optionsLength: number,
 ): number {
-  const size = enhancedSize(captured, optionsLength)
+  const size = ENHANCED_HEADER + pad(captured) + optionsLength + TRAILER
   v.setUint32(at, BLOCK.ENHANCED, little)
   v.setUint32(at + 4, size, little)
   v.setUint32(at + 8, interfaceNumber, little)
   writeTime(v, at + 12, little, seconds, nanoseconds, to)
   v.setUint32(at + 20, captured, little)
   v.setUint32(at + 24, original, little)
-  for (let i = captured; (i & 3) !== 0; i++) v.setUint8(at + ENHANCED_HEADER + i, 0)
+  writePadding(v, at + ENHANCED_HEADER, captured)
   v.setUint32(at + size - TRAILER, size, little)
   return size
+}
+
+/** Writes a simple packet block around its packet, which the caller puts at `at` + SIMPLE_HEADER; returns the block's size. */
+export function writeSimple(v: DataView, at: number, little: boolean, length: number): number {
+  const size = SIMPLE_HEADER + pad(length) + TRAILER
+  v.setUint32(at, BLOCK.SIMPLE, little)
+  v.setUint32(at + 4, size, little)
+  v.setUint32(at + 8, length, little)
+  writePadding(v, at + SIMPLE_HEADER, length)
+  v.setUint32(at + size - TRAILER, size, little)
+  return size
+}
+
+function writePadding(v: DataView, at: number, length: number): void {
+  for (let i = length; (i & 3) !== 0; i++) v.setUint8(at + i, 0)
 }
 
 /** Bytes of a list of options that holds only epb_flags. */

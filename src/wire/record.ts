@@ -11,7 +11,7 @@ export class PacketRecord {
   seconds = 0
   nanoseconds = 0
   linktype = 0
-  /** pcapng: number of the interface within its section. */
+  /** pcapng: number of the interface within its section; -1 when the block names none and has no time (a simple one). */
   interface = 0
   /** pcapng: position and bytes of the packet's options, 0 bytes when it has none. */
   options = 0
