@@ -236,7 +236,7 @@ function clamp(query: FlowQuery): FlowQuery {
 }
 
 /** The rows of `stats`, in the order of the workers and their stages. */
-function stageRows(workers: WorkerCounters[]): StageRow[] {
+export function stageRows(workers: WorkerCounters[]): StageRow[] {
   return workers.flatMap(({ worker, stages }) =>
     stages.map(stage => ({
       worker,
@@ -255,7 +255,7 @@ function stageRows(workers: WorkerCounters[]): StageRow[] {
 }
 
 /** The rows of `drops`: every (stage, reason) that has stopped a packet. */
-function dropRows(workers: WorkerCounters[]): DropRow[] {
+export function dropRows(workers: WorkerCounters[]): DropRow[] {
   const rows: DropRow[] = []
   for (const { worker, stages } of workers) {
     for (const stage of stages) {
