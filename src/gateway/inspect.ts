@@ -28,12 +28,15 @@ export interface InspectOptions {
   fragments: FragmentTable
   seed: Seed
   log: VerdictLog
-  /** What is added to packet times to make them ms since the epoch; 0 where they are already. */
+  /** What is added to packet times to make them ms since the epoch; 0 where they are that already. */
   timeOriginMs: number
 }
 
 const ACTION = { allow: VERDICT.ALLOW, drop: VERDICT.DROP, reset: VERDICT.RESET } as const
 const DEFAULT_RULE = -1
+
+/** Packets between two looks for idle flows, and rows looked at: every row is visited once in as many packets as there are rows. */
+const EXPIRE_EVERY = 64
 
 /** The stage between decap and turn; needs the metadata that decap leaves when it keeps the outer headers. */
 export class Inspect {
@@ -68,9 +71,9 @@ export class Inspect {
     this.plain = policyOf(this.plainAt.map(i => rules[i]))
     this.signed = this.signedAt.map(i => policyOf([rules[i]]))
     const signatures = this.signedAt.map(i => rules[i].signature!)
-    this.search = new Search(pool, signatures, options.flows.capacity)
+    this.search = new Search(pool, signatures, options.flows.capacity + 1)
     this.tenants = new Tenants()
-    this.opener = new Uint8Array(options.flows.capacity)
+    this.opener = new Uint8Array(options.flows.capacity + 1)
   }
 
   /** Takes every frame of `received` and empties it: allowed ones and answers are appended to `out` in order, which needs twice the room. */
@@ -98,7 +101,7 @@ export class Inspect {
     counters.sent(out.length - before, sent)
   }
 
-  /** Ends flows that were idle too long; call it now and then with the time of the last packet or of the clock. */
+  /** Ends flows that are idle by the clock that stamps packets; call it now and then, and not where results must not depend on when. */
   expire(nowMs: number, budget: number): void {
     this.flows.now = nowMs
     this.flows.expire(budget)
@@ -107,7 +110,7 @@ export class Inspect {
   /** Does for one frame all but the freeing. */
   private inspect(frame: number): DropReason {
     const { pool, flows, options } = this
-    this.packets++
+    if (++this.packets % EXPIRE_EVERY === 0) flows.expire(EXPIRE_EVERY)
     const tunnel = pool.outerTransport[frame] + udp.HEADER
     const vni = options.profile.vni(pool.bytes, tunnel)
     const tenant = this.tenants.number(vni)

@@ -32,7 +32,7 @@ export class Search {
   /** By row, direction and signature. */
   private readonly states: Uint16Array
 
-  /** `rows` is the flow table's capacity. Memory: 22 bytes a flow and 4 a flow and signature. */
+  /** For flows whose row is below `rows`. Memory: 22 bytes a flow and 4 a flow and signature. */
   constructor(pool: Pool, signatures: Signature[], rows: number) {
     const flows = signatures.length === 0 ? 0 : rows
     this.pool = pool

@@ -1,7 +1,8 @@
 // Turning around: makes of a packet that came through the tunnel one that goes back through it, in place.
 //
 // Addresses change places, ports do not: the destination port is the tunnel's in both directions and the source port
-// carries the flow's entropy (RFC 8926 section 3.3, RFC 7348 section 5).
+// carries the flow's entropy (RFC 8926 section 3.3, RFC 7348 section 5). One exception: a peer that shares our own address
+// cannot have the tunnel's port as well, and what went there would come straight back here, for ever. To it, ports are exchanged.
 
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
@@ -23,12 +24,15 @@ export class Turn {
   private readonly counters: StageCounters
   private readonly profile: Profile
   private readonly ttl: number
+  private readonly own: number[][]
 
-  constructor(pool: Pool, counters: StageCounters, profile: Profile, ttl: number) {
+  /** `own` are the addresses, or their first bytes, at which the tunnel's port is ours. */
+  constructor(pool: Pool, counters: StageCounters, profile: Profile, ttl: number, own: number[][]) {
     this.pool = pool
     this.counters = counters
     this.profile = profile
     this.ttl = ttl
+    this.own = own
   }
 
   run(batch: Batch): void {
@@ -52,18 +56,29 @@ export class Turn {
     this.echo(frame, transport)
     ethernet.swapAddresses(b, start)
     const ecn = innerEcn(b, pool.network[frame])
-    let sameHost: boolean
     if (b[ip] >> 4 === 4) {
-      sameHost = swap(b, ip + ipv4.SOURCE, 4)
+      if (this.isOwn(b, ip + ipv4.SOURCE, 4)) swap(b, transport, 2)
+      swap(b, ip + ipv4.SOURCE, 4)
       ipv4.rewriteTos(b, ip, (ipv4.tos(b, ip) & ~3) | ecn)
       ipv4.rewriteTtl(b, ip, ttl)
     } else {
-      sameHost = swap(b, ip + ipv6.SOURCE, 16)
+      if (this.isOwn(b, ip + ipv6.SOURCE, 16)) swap(b, transport, 2)
+      swap(b, ip + ipv6.SOURCE, 16)
       ipv6.setTrafficClass(b, ip, (ipv6.trafficClass(b, ip) & ~3) | ecn)
       ipv6.setHopLimit(b, ip, ttl)
     }
-    // A peer on our own address cannot have the tunnel's port too: what went there would come straight back here.
-    if (sameHost) swap(b, transport, 2)
+  }
+
+  private isOwn(b: Uint8Array, at: number, size: number): boolean {
+    const { own } = this
+    for (let i = 0; i < own.length; i++) {
+      const prefix = own[i]
+      if (prefix.length > size) continue
+      let j = 0
+      while (j < prefix.length && b[at + j] === prefix[j]) j++
+      if (j === prefix.length) return true
+    }
+    return false
   }
 
   /** Cleans the tunnel header; an outer checksum over it keeps being right. */
@@ -91,14 +106,11 @@ function innerEcn(b: Uint8Array, network: number): number {
   return b[network] >> 4 === 4 ? ipv4.ecn(b, network) : ipv6.ecn(b, network)
 }
 
-/** Exchanges two neighbouring fields of `size` bytes; true when they are equal. */
-function swap(b: Uint8Array, at: number, size: number): boolean {
-  let equal = true
+/** Exchanges two neighbouring fields of `size` bytes. */
+function swap(b: Uint8Array, at: number, size: number): void {
   for (let i = at; i < at + size; i++) {
     const byte = b[i]
-    if (byte !== b[i + size]) equal = false
     b[i] = b[i + size]
     b[i + size] = byte
   }
-  return equal
 }

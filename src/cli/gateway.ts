@@ -1,0 +1,162 @@
+// detour gateway: the inspection endpoint, simulated, until it is told to stop.
+
+import { closeSync, openSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { OFFLOAD_RUNGS, type OffloadRung } from '../control/config.ts'
+import { type ControlServer, dropRows, serveControl, stageRows } from '../control/socket.ts'
+import { DetourError } from '../errors.ts'
+import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
+import { PROFILE_NAMES } from '../gateway/profile.ts'
+import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
+import { painter } from './table.ts'
+import { VIEWS } from './views.ts'
+
+interface Options {
+  listen: { address: string; port?: number }
+  profile: string
+  policy?: string
+  log?: string
+  namespace?: string
+  interface?: string
+  offload: OffloadRung
+  write?: string
+  strictReserved?: boolean
+  zeroChecksum6?: boolean
+  control?: string
+  json?: boolean
+}
+
+const STDOUT = 1
+
+/** The subcommand `gateway`. */
+export function gatewayCommand(): Command {
+  return new Command('gateway')
+    .description('Ends tunnels as an inspection endpoint does: applies a rule file and returns what it allows.')
+    .requiredOption(
+      '-l, --listen <ADDR[:PORT]>',
+      "where tunnel packets come in; the profile's port when not given",
+      parseListen,
+    )
+    .addOption(new Option('-p, --profile <NAME>', 'what the tunnel is like').choices(PROFILE_NAMES).default('geneve'))
+    .option('--policy <FILE>', 'rule file (YAML); everything is allowed without one')
+    .option('--log <FILE>', 'a JSON line a verdict is appended here; - for standard output')
+    .option('--namespace <NS>', 'name or path of the network namespace to listen in')
+    .option(
+      '-i, --interface <IF>',
+      'take packets from this interface, super-packets whole (root); otherwise a UDP socket',
+    )
+    .addOption(
+      new Option('--offload <RUNG>', 'with --interface: how super-packets are carried')
+        .choices(OFFLOAD_RUNGS)
+        .default('auto'),
+    )
+    .option('-w, --write <FILE>', 'capture what comes in and goes out to a pcap file')
+    .option('--strict-reserved', 'drop VXLAN packets with reserved bits set, as Linux does')
+    .option('--zero-checksum6', 'accept zero UDP checksums over IPv6 (RFC 6935)')
+    .option('--control <SOCKET>', 'control socket for detour show; a default of its own otherwise')
+    .option('--json', 'events as JSON lines')
+    .addHelpText(
+      'after',
+      `
+The rule file; the first rule that matches decides:
+  default: allow                                # allow, drop or reset
+  rules:
+    - { name: no-telnet, from: [10.0.0.0/8], protocol: tcp, ports: [23, '8000-8100'], action: reset }
+    - { name: block-secret, protocol: tcp, ports: [80], signature: { regex: 'GET /secret', flags: i }, action: drop }
+
+Examples:
+  detour gateway --listen 0.0.0.0:6081 --policy rules.yaml --log verdicts.jsonl
+  detour gateway --listen [::1]:4789 --profile vxlan --log -
+  sudo detour gateway --listen 10.99.0.2 --namespace endpoint --interface eth0`,
+    )
+    .action(run)
+}
+
+async function run(options: Options): Promise<void> {
+  const rules = options.policy === undefined ? ALLOW_ALL : readRules(options.policy)
+  const logFd = options.log === undefined ? undefined : openLog(options.log)
+  // With verdicts on standard output, what is for people goes beside it.
+  const say = options.json || logFd !== STDOUT ? process.stdout : process.stderr
+  const gateway = await startGateway({ ...startOptions(options), rules, logFd })
+  let control: ControlServer | undefined
+  try {
+    control = await serveControl(gateway.source, { path: options.control })
+    const listening = {
+      where: gateway.where,
+      profile: options.profile,
+      rules: rules.rules.length,
+      control: control.path,
+    }
+    say.write(options.json ? `${JSON.stringify({ event: 'listening', ...listening })}\n` : introduce(listening))
+    await Promise.race([stopSignal(), gateway.done])
+  } finally {
+    await control?.close()
+    await gateway.stop()
+    if (logFd !== undefined && logFd !== STDOUT) closeSync(logFd)
+  }
+  say.write(`${summary(gateway, options.json === true)}\n`)
+}
+
+function startOptions(options: Options): Omit<GatewayOptions, 'rules'> {
+  const { listen, profile, namespace, write, strictReserved = false, zeroChecksum6 = false } = options
+  return {
+    ...listen,
+    profile,
+    namespace,
+    interface: options.interface,
+    rung: options.offload,
+    capture: write === undefined ? undefined : { path: write },
+    tunnel: { strictReserved, zeroChecksum6 },
+  }
+}
+
+function introduce({
+  where,
+  profile,
+  rules,
+  control,
+}: {
+  where: string
+  profile: string
+  rules: number
+  control: string
+}): string {
+  return `gateway: listens on ${where}, profile ${profile}, ${rules} rules, control socket ${control}; Ctrl-C ends it\n`
+}
+
+/** What went where, for people or as data. */
+function summary(gateway: RunningGateway, json: boolean): string {
+  const counters = gateway.source.counters()
+  const stats = { rows: stageRows(counters) }
+  const drops = { rows: dropRows(counters) }
+  if (json) return JSON.stringify({ event: 'stopped', stages: stats.rows, drops: drops.rows })
+  const view = { paint: painter(process.stdout), all: false }
+  return [...VIEWS.stats(stats, view), '', ...VIEWS.drops(drops, view)].join('\n')
+}
+
+function openLog(path: string): number {
+  if (path === '-') return STDOUT
+  try {
+    return openSync(path, 'a')
+  } catch (error) {
+    throw new DetourError('bad-file', `log ${path}: cannot be written (${(error as Error).message})`, { cause: error })
+  }
+}
+
+/** Resolves with the first SIGINT or SIGTERM; a second one ends the process at once. */
+function stopSignal(): Promise<void> {
+  return new Promise(resolve => {
+    const stop = () => resolve()
+    process.once('SIGINT', stop).once('SIGTERM', stop)
+  })
+}
+
+function parseListen(word: string): { address: string; port?: number } {
+  const [, bracketed, plain, digits] = /^(?:\[([^\]]*)\]|([^:]*))(?::(\d{1,5}))?$/.exec(word) ?? []
+  const address = bracketed ?? plain ?? (isIP(word) === 6 ? word : '')
+  const port = digits === undefined ? undefined : Number(digits)
+  const family = bracketed === undefined && plain !== undefined ? 4 : 6
+  if (isIP(address) === family && (port === undefined || (port > 0 && port <= 65535))) return { address, port }
+  throw new InvalidArgumentError('Allowed: an address and a port, such as 0.0.0.0:6081 or [::1]:6081.')
+}

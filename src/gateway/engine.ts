@@ -1,0 +1,112 @@
+// The gateway's one leg, as its worker runs it: from the underlay and back to it.
+//
+//   underlay ─► split ─► decap (checks, outer headers stay) ─► inspect ─► turn ─► complete ─► underlay
+
+import type { WorkerInput } from '../control/spawn.ts'
+import type { Device } from '../device/device.ts'
+import { LoopbackDevice } from '../device/loopback.ts'
+import type { DeviceSpec } from '../device/open.ts'
+import { FragmentTable } from '../flow/fragments.ts'
+import type { Seed } from '../flow/hash.ts'
+import type { FlowTableHandle } from '../flow/table.ts'
+import { BATCH, Batch } from '../memory/batch.ts'
+import type { Counters } from '../memory/counters.ts'
+import type { Pool, PoolHandle } from '../memory/pool.ts'
+import { monotonicMs } from '../os/clock.ts'
+import { Complete } from '../pipeline/complete.ts'
+import { Decap } from '../pipeline/decap.ts'
+import type { Leg } from '../pipeline/loop.ts'
+import { Split } from '../pipeline/split.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import { Inspect } from './inspect.ts'
+import { fileSink, VerdictLog } from './log.ts'
+import { profileNamed } from './profile.ts'
+import type { Rules } from './rules.ts'
+import { Turn } from './turn.ts'
+
+/** What a gateway does with packets: plain data. Of the tunnel, addresses and VNI do not matter: anybody may send. */
+export interface EngineOptions {
+  tunnel: TunnelConfig
+  /** Addresses, or their first bytes, at which the tunnel's port is the gateway's. */
+  own: number[][]
+  rules: Rules
+  flows: FlowTableHandle
+  seed: Seed
+  /** Where verdict lines go; -1 for nowhere. Stays open. */
+  logFd: number
+  /** True where packets are stamped by CLOCK_MONOTONIC; false where they bring their time, which then is the only clock there is. */
+  live: boolean
+}
+
+/** Input of workers/gateway. */
+export interface GatewayInput extends WorkerInput {
+  pool: PoolHandle
+  /** Frames of the pool that the worker may hand out; all when not given. */
+  frames?: { first: number; count: number }
+  underlay: DeviceSpec
+  engine: EngineOptions
+}
+
+/** Room for the answers beside the packets: two for each. */
+const OUT = 2 * BATCH
+const EXPIRE_BUDGET = 4096
+const DRAIN_BREATHS = 64
+
+/** The leg of one worker: that thread only. */
+export class Engine {
+  readonly leg: Leg
+  private readonly inspect: Inspect
+  private readonly live: boolean
+  private readonly log: VerdictLog
+
+  constructor(pool: Pool, counters: Counters, underlay: Device, options: EngineOptions) {
+    const { tunnel, own, rules, flows, seed, logFd, live } = options
+    const profile = profileNamed(tunnel.profile)
+    this.live = live
+    this.log = new VerdictLog(logFd < 0 ? block => block.length : fileSink(logFd))
+    const timeOriginMs = live ? Date.now() - monotonicMs() : 0
+    const decap = new Decap(pool, counters.stage('decap'), tunnel, { anyPeer: true, keep: true, anyInner: false })
+    this.inspect = new Inspect(pool, counters.stage('inspect'), {
+      profile,
+      rules,
+      flows,
+      fragments: new FragmentTable(),
+      seed,
+      log: this.log,
+      timeOriginMs,
+    })
+    const turn = new Turn(pool, counters.stage('turn'), profile, tunnel.ttl, own)
+    const complete = new Complete(pool, counters.stage('complete'), underlay)
+    const out = new Batch(OUT)
+    const split = new Split(pool, counters.stage('split'), batch => {
+      decap.run(batch)
+      this.inspect.run(batch, out)
+      turn.run(out)
+      complete.run(out)
+    })
+    this.leg = {
+      device: underlay,
+      run: batch => split.run(batch),
+      // Between threads of one process nothing need be lost: what has no room stays with its sender.
+      ...(underlay instanceof LoopbackDevice && { ready: () => underlay.room >= OUT }),
+    }
+  }
+
+  /** Verdict lines that could not be written. */
+  get lostLines(): number {
+    return this.log.lost
+  }
+
+  /** Once a tick: idle flows and the log. */
+  tick(): void {
+    if (this.live) this.inspect.expire(monotonicMs(), EXPIRE_BUDGET)
+    this.log.flush()
+  }
+
+  /** Serves what has arrived already, within reason, and writes the rest of the log. */
+  drain(): void {
+    const batch = new Batch()
+    for (let i = 0; i < DRAIN_BREATHS && this.leg.device.receive(batch) > 0; i++) this.leg.run(batch)
+    this.log.flush()
+  }
+}

@@ -1,0 +1,184 @@
+// A running gateway: opens the underlay, starts the worker and answers for it. The main thread never sees a packet.
+
+import { networkInterfaces } from 'node:os'
+import { flowRows } from '../control/flows.ts'
+import { capabilityNames } from '../control/node.ts'
+import { type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
+import { spawnWorker } from '../control/spawn.ts'
+import { addressBytes } from '../control/tunnel.ts'
+import { type OffloadRung, openUnderlay } from '../control/underlay.ts'
+import type { DeviceSpec } from '../device/open.ts'
+import { createCapture } from '../device/pcap.ts'
+import { openUdp } from '../device/udp.ts'
+import { randomSeed } from '../flow/hash.ts'
+import { createFlowTable } from '../flow/table.ts'
+import { FlowView } from '../flow/view.ts'
+import { type CountersHandle, readCounters } from '../memory/counters.ts'
+import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
+import { inNamespace } from '../os/netns.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import type { GatewayInput } from './engine.ts'
+import { profileNamed } from './profile.ts'
+import type { Rules } from './rules.ts'
+
+/** Frames of the pool: a batch, two answers to each, segments of a super-packet, and room to spare. */
+const FRAMES = 1024
+const FLOWS = 262_144
+const WORKER = 'gateway'
+
+export interface GatewayOptions {
+  profile: string
+  /** Where tunnel packets are taken, as text. */
+  address: string
+  /** The profile's own when not given. */
+  port?: number
+  rules: Rules
+  /** File descriptor for verdict lines; nowhere when not given. Stays open. */
+  logFd?: number
+  /** Name or path of a network namespace; the current one when not given. */
+  namespace?: string
+  /** With it, a TAP and BPF on that interface, and super-packets where the kernel has them (root); without, a UDP socket. */
+  interface?: string
+  /** The rung to use on the interface. */
+  rung?: OffloadRung | 'auto'
+  /** A capture file of everything the gateway receives and sends. */
+  capture?: { path: string; limitBytes?: number }
+  tunnel?: Partial<Pick<TunnelConfig, 'strictReserved' | 'zeroChecksum6' | 'innerVlan' | 'ttl'>>
+}
+
+export interface RunningGateway {
+  /** What it listens on: `127.0.0.1:6081`. */
+  readonly where: string
+  readonly source: Source
+  /** Settles when the worker has ended; rejects when it failed. */
+  readonly done: Promise<void>
+  /** Serves what has arrived, ends the worker and leaves the interface as it was found. */
+  stop(): Promise<void>
+}
+
+/** Starts a gateway and resolves when it takes packets. Throws DetourError and leaves nothing behind. */
+export async function startGateway(options: GatewayOptions): Promise<RunningGateway> {
+  const profile = profileNamed(options.profile)
+  const port = options.port ?? profile.port
+  const local = addressBytes(options.address, 'listen')
+  const tunnel: TunnelConfig = {
+    profile: profile.name,
+    kind: profile.kind,
+    port,
+    vni: 0,
+    local,
+    remote: local.map(() => 0),
+    ttl: 64,
+    dscp: 'copy',
+    ecn: 'normal',
+    outerChecksum: 'auto',
+    zeroChecksum6: false,
+    strictReserved: false,
+    innerVlan: false,
+    metadata: true,
+    ...options.tunnel,
+  }
+  const opened = openDevice(options, port)
+  try {
+    const capture = options.capture && {
+      ...createCapture(options.capture.path),
+      limitBytes: options.capture.limitBytes,
+    }
+    const flows = createFlowTable({ capacity: FLOWS })
+    const input: Omit<GatewayInput, 'port'> = {
+      pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
+      underlay: { device: opened.device, capture },
+      engine: {
+        tunnel,
+        own: ownAddresses(local, options.namespace ?? ''),
+        rules: options.rules,
+        flows,
+        seed: randomSeed(),
+        logFd: options.logFd ?? -1,
+        live: true,
+      },
+    }
+    const worker = spawnWorker(WORKER, input)
+    const stages = readCounters((await worker.ready) as CountersHandle)
+    const view = new FlowView(flows)
+    const row: UnderlayRow = {
+      device: opened.name,
+      profile: profile.name,
+      local: options.address,
+      remote: '',
+      port,
+      vni: 0,
+      mtu: opened.mtu,
+      rung: opened.rung,
+      capabilities: capabilityNames(opened.capabilities),
+    }
+    return {
+      where: options.address.includes(':') ? `[${options.address}]:${port}` : `${options.address}:${port}`,
+      source: {
+        info: () => ({ face: 'gateway', profile: profile.name }),
+        counters: () => [{ worker: WORKER, stages }],
+        flows: query =>
+          selectFlows(
+            flowRows(view, WORKER, () => ''),
+            query,
+            view.capacity,
+          ),
+        attachments: () => [],
+        underlay: () => [row],
+      },
+      done: worker.done,
+      async stop() {
+        await worker.stop().finally(() => opened.close())
+      },
+    }
+  } catch (error) {
+    opened.close()
+    throw error
+  }
+}
+
+interface Opened {
+  device: DeviceSpec['device']
+  name: string
+  mtu: number
+  rung: OffloadRung
+  capabilities: number
+  close(): void
+}
+
+function openDevice(options: GatewayOptions, port: number): Opened {
+  const { address, namespace = '', interface: uplink } = options
+  if (uplink !== undefined) {
+    const underlay = openUnderlay({ namespace, interface: uplink, localAddress: address, port, rung: options.rung })
+    const { tapName: name, fd, headerSize, capabilities, offloadRung: rung, uplinkMtu: mtu } = underlay
+    const close = () => underlay.close()
+    if (rung !== 'udp-socket') {
+      return {
+        device: { kind: 'tap', name, fd, headerSize, capabilities },
+        name: `tap:${name}`,
+        mtu,
+        rung,
+        capabilities,
+        close,
+      }
+    }
+  }
+  const handle = inNamespace(namespace, () => openUdp({ address, port }))
+  return {
+    device: { kind: 'udp', ...handle },
+    name: `udp:${port}`,
+    mtu: 0,
+    rung: 'udp-socket',
+    capabilities: 0,
+    close() {},
+  }
+}
+
+/** The addresses, or their first bytes, at which a socket bound to `local` is reached. */
+function ownAddresses(local: number[], namespace: string): number[][] {
+  if (local.some(byte => byte !== 0)) return [local]
+  const family = local.length === 4 ? 'IPv4' : 'IPv6'
+  const all = inNamespace(namespace, () => Object.values(networkInterfaces()).flatMap(addresses => addresses ?? []))
+  const own = all.filter(one => one.family === family).map(one => addressBytes(one.address, 'listen'))
+  return family === 'IPv4' ? [[127], ...own] : own
+}

@@ -1,0 +1,33 @@
+// A gateway's worker: builds its device and its leg from plain data and runs the loop until told to stop.
+
+import { parentPort, workerData } from 'node:worker_threads'
+import { stopRequested } from '../src/control/spawn.ts'
+import { Devices } from '../src/device/open.ts'
+import { Engine, type GatewayInput } from '../src/gateway/engine.ts'
+import { Counters } from '../src/memory/counters.ts'
+import { Pool } from '../src/memory/pool.ts'
+import { Loop } from '../src/pipeline/loop.ts'
+
+const TICK_MS = 20
+
+const input = workerData as GatewayInput
+const pool = new Pool(input.pool, input.frames?.first, input.frames?.count)
+const counters = new Counters()
+const devices = new Devices(pool, counters)
+const engine = new Engine(pool, counters, devices.open(input.underlay), input.engine)
+
+const loop = new Loop(() => {
+  engine.tick()
+  counters.publish()
+  return !stopRequested(input.port)
+}, TICK_MS)
+loop.add(engine.leg)
+
+parentPort?.postMessage(counters.share())
+try {
+  loop.run()
+  engine.drain()
+} finally {
+  devices.close()
+  counters.publish()
+}
