@@ -53,7 +53,7 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     probes.push(made)
     return made
   }
-  const outward = (mark = 0) => probe(wired.pod, wired.host, HOST4, 9000, mark)
+  const outward = (mark = 0) => probe(wired.pod, wired.host, HOST4, 9000, { mark })
   const inward = () => probe(wired.host, wired.pod, POD4, 9001)
 
   const take = (options: Partial<AttachOptions> = {}) => {

@@ -35,7 +35,7 @@ const has = (command: string) => {
 export const missing =
   process.getuid?.() !== 0
     ? 'needs root'
-    : ['ip', 'tc', 'iperf3']
+    : ['ip', 'tc', 'nstat', 'ethtool', 'bpftool', 'iperf3']
         .filter(command => !has(command))
         .map(command => `needs ${command}`)
         .join(', ')
@@ -145,17 +145,18 @@ export async function transfer(client: string, server: string, address: string, 
   }
 }
 
-/** UDP between two namespaces without any waiting but for the packet itself. */
+/** UDP between two namespaces without any waiting but for the packet itself; without `to` nobody receives. */
 export class Probe {
   private readonly sender: number
   private readonly receiver: number
-  private readonly bytes = new Int32Array(1)
+  private readonly bytes: Int32Array
   private readonly waiting: Int32Array
   private sequence = 0
 
-  constructor(from: string, to: string, address: string, port: number, mark = 0) {
-    this.receiver = inNamespace(to, () => udp())
-    must(bind(this.receiver, sockaddr(address, port)), 'bind', address)
+  constructor(from: string, to: string | undefined, address: string, port: number, { mark = 0, size = 4 } = {}) {
+    this.bytes = new Int32Array(size / 4)
+    this.receiver = to === undefined ? -1 : inNamespace(to, () => udp())
+    if (to !== undefined) must(bind(this.receiver, sockaddr(address, port)), 'bind', address)
     this.sender = inNamespace(from, () => udp())
     if (mark !== 0) must(setsockopt(this.sender, 1, 36, mark), 'SO_MARK', address)
     must(connect(this.sender, sockaddr(address, port)), 'connect', address)
@@ -170,9 +171,9 @@ export class Probe {
   send(timeoutMs = 200): boolean {
     this.bytes[0] = ++this.sequence
     const at = addressOf(this.bytes)
-    if (write(this.sender, at, 4) !== 4) return false
-    while (poll(addressOf(this.waiting), 1, timeoutMs) > 0) {
-      read(this.receiver, at, 4)
+    if (write(this.sender, at, this.bytes.byteLength) < 0) return false
+    while (this.receiver >= 0 && poll(addressOf(this.waiting), 1, timeoutMs) > 0) {
+      read(this.receiver, at, this.bytes.byteLength)
       if (this.bytes[0] === this.sequence) return true
     }
     return false
@@ -180,7 +181,7 @@ export class Probe {
 
   close(): void {
     close(this.sender)
-    close(this.receiver)
+    if (this.receiver >= 0) close(this.receiver)
   }
 }
 

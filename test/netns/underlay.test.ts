@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { closeSync } from 'node:fs'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { openUnderlay, type Underlay, type UnderlayOptions } from '../../src/control/underlay.ts'
+import { addressOf, POLL, poll, read } from '../../src/os/libc.ts'
 import { inNamespace, ipBatch, linkInfo } from '../../src/os/netns.ts'
 import { ALL_OFFLOADS, OFFLOADS, openTap } from '../../src/os/tun.ts'
 import { HOST4, HOST6, listing, missing, POD4, POD6, Probe, runIn, start, title, transfer, wire } from './support.ts'
@@ -56,7 +57,7 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
   })
   afterAll(() => wired.remove())
 
-  const exchange = async (version: 4 | 6, options: Partial<UnderlayOptions>, offloads: number) => {
+  const exchange = async (version: 4 | 6, options: Partial<UnderlayOptions>, offloads: number, size = '300M') => {
     const it = open({ localAddress: version === 4 ? POD4 : POD6, ...options })
     const tap = openTap({ name: 'inner0', namespace: wired.pod, offloads })
     opened.push(tap.fd)
@@ -75,8 +76,8 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
     const [local, remote] = version === 4 ? [POD4, HOST4] : [POD6, HOST6]
     const args = [hex(local), hex(remote), version === 4 ? 77 : 78, tap.offloads, it.capabilities]
     const tunneller = await start<Report>('tunneller', args, [tap.fd, it.fd])
-    const there = await transfer(wired.pod, wired.host, `${subnet}.2`)
-    const back = await transfer(wired.pod, wired.host, `${subnet}.2`, '-R')
+    const there = await transfer(wired.pod, wired.host, `${subnet}.2`, '-n', size)
+    const back = await transfer(wired.pod, wired.host, `${subnet}.2`, '-n', size, '-R')
     if (process.env.SHOW) console.log(version, options, there.toFixed(2), back.toFixed(2), 'Gbit/s')
     const report = await tunneller.stop()
     if (process.env.SHOW) console.log(report)
@@ -123,7 +124,7 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
   }
 
   it('carries packets one by one on the lowest rung', async () => {
-    const report = await exchange(4, { rung: 'plain' }, OFFLOADS.CHECKSUM)
+    const report = await exchange(4, { rung: 'plain' }, OFFLOADS.CHECKSUM, '30M')
     expect(underlay).toMatchObject({ offloadRung: 'plain', capabilities: OFFLOADS.CHECKSUM })
     expect(report).toMatchObject({ supersOut: 0, supersIn: 0 })
     expect(report.largest).toBeLessThanOrEqual(1514)
@@ -151,17 +152,28 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
   })
 
   it('takes only the tunnel: another port, another address and fragments stay with the kernel', async () => {
-    open({ port: 4790 })
-    ipBatch(['address add 10.91.0.9/24 dev eth0'], wired.pod)
-    const other = new Probe(wired.host, wired.pod, POD4, 4800)
-    const elsewhere = new Probe(wired.host, wired.pod, '10.91.0.9', 4790)
-    try {
-      expect(other.send()).toBe(true)
-      expect(elsewhere.send()).toBe(true)
-    } finally {
-      other.close()
-      elsewhere.close()
+    const { fd } = open({ port: 4790 })
+    const frame = new Uint8Array(2048)
+    const taken = (timeoutMs: number) => {
+      if (poll(addressOf(Int32Array.of(fd, POLL.IN)), 1, timeoutMs) <= 0) return false
+      return read(fd, addressOf(frame), frame.length) > 0
     }
+    const send = (to: string | undefined, port: number, address: string, size: number) => {
+      const probe = new Probe(wired.host, to, address, port, { size })
+      const arrived = probe.send()
+      probe.close()
+      return arrived
+    }
+    ipBatch(['address add 10.91.0.9/24 dev eth0'], wired.pod)
+    send(undefined, 4790, POD4, 4)
+    expect(taken(5000)).toBe(true)
+    expect(frame.subarray(24 + 14 + 20 + 2, 24 + 14 + 20 + 4)).toEqual(Uint8Array.of(4790 >> 8, 4790 & 255))
+    expect(send(wired.pod, 4800, POD4, 4)).toBe(true)
+    expect(send(wired.pod, 4790, '10.91.0.9', 4)).toBe(true)
+    send(undefined, 4790, POD4, 3000)
+    let reassembled = ''
+    while (!/IpReasmOKs +1 /.test(reassembled)) reassembled = await runIn(wired.pod, 'nstat', '-asz', 'IpReasmOKs')
+    expect(taken(0)).toBe(false)
   })
 
   it('holds the port, so that nobody else takes it and the kernel answers nothing for it', async () => {
