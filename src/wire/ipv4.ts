@@ -29,7 +29,7 @@ export const DONT_FRAGMENT = 0x4000
 export const MORE_FRAGMENTS = 0x2000
 
 /** Protocol numbers, of IPv6 next headers too (IANA). */
-export const PROTOCOL = { ICMP: 1, TCP: 6, UDP: 17, IPV6: 41, GRE: 47, ESP: 50, ICMPV6: 58, SCTP: 132 } as const
+export const PROTOCOL = { ICMP: 1, TCP: 6, UDP: 17, ESP: 50, ICMPV6: 58, SCTP: 132 } as const
 
 /** 0 when the header is sound and the packet all there, or a drop reason. Does not look at the checksum. */
 export function check(b: Uint8Array, at: number, end: number): DropReason {

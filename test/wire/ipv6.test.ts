@@ -58,6 +58,8 @@ describe('ipv6', () => {
     expect([ipv6.trafficClass(b, 0), ipv6.flowLabel(b, 0), b[0] >>> 4]).toEqual([0xa5, 0xf0f0f, 6])
     ipv6.setTrafficClass(b, 0, 0x5a)
     expect([ipv6.trafficClass(b, 0), ipv6.flowLabel(b, 0), b[0] >>> 4]).toEqual([0x5a, 0xf0f0f, 6])
+    ipv6.setFlowLabel(b, 0, 0x50505)
+    expect([ipv6.trafficClass(b, 0), ipv6.flowLabel(b, 0), b[0] >>> 4]).toEqual([0x5a, 0x50505, 6])
     ipv6.setPayloadLength(b, 0, 0x1234)
     ipv6.setNextHeader(b, 0, 58)
     ipv6.setHopLimit(b, 0, 1)
