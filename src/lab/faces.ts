@@ -40,6 +40,17 @@ export interface NodeProgramInput {
   capture: { overlay: string; underlay: string; limitBytes: number }
 }
 
+/** What the faces leave in the report's folder. */
+const FILES = {
+  policy: 'policy.yaml',
+  verdicts: 'gateway.jsonl',
+  gatewayLog: 'gateway.log',
+  nodeLog: 'node.log',
+  overlay: 'overlay.pcapng',
+  underlay: 'underlay.pcapng',
+} as const
+export const RUN_FILES: readonly string[] = Object.values(FILES)
+
 const START_LIMIT_MS = 15_000
 const VNI = 77
 /** Of each capture file: the requests fit, of the bulk transfer only the beginning. */
@@ -60,14 +71,14 @@ export const RULE = 'no-secrets'
 /** Starts the gateway in its namespace and waits until it answers on its control socket. */
 export async function startGateway(options: FaceOptions): Promise<Running> {
   const { topology, profile, family, folder } = options
-  const policy = join(folder, 'policy.yaml')
+  const policy = join(folder, FILES.policy)
   writeFileSync(policy, POLICY)
-  const address = topology.places.gateway[family]
+  const { [family]: address, interface: name } = topology.places.gateway
   const listen = `${address.includes(':') ? `[${address}]` : address}:${PROFILE_PORT[profile]}`
   const control = controlSocket(topology.run, 'gateway')
   const files = ['--policy', policy, '--log', verdictLog(folder), '--control', control]
-  const command = detour('gateway', '--listen', listen, '--profile', profile, ...files)
-  return answering(start(topology.places.gateway, 'gateway', command, { log: join(folder, 'gateway.log') }), control)
+  const command = detour('gateway', '--listen', listen, '--interface', name, '--profile', profile, ...files)
+  return answering(start(topology.places.gateway, 'gateway', command, { log: join(folder, FILES.gatewayLog) }), control)
 }
 
 /** Starts the node in its namespace, with both pods attached, and waits until it answers on its control socket. */
@@ -85,13 +96,13 @@ export async function startNode(options: FaceOptions): Promise<Running> {
       interface: pod.interface,
     })),
     capture: {
-      overlay: join(folder, 'overlay.pcapng'),
-      underlay: join(folder, 'underlay.pcapng'),
+      overlay: join(folder, FILES.overlay),
+      underlay: join(folder, FILES.underlay),
       limitBytes: CAPTURE_LIMIT,
     },
   }
   return answering(
-    start(node, 'node', program('node', JSON.stringify(input)), { log: join(folder, 'node.log') }),
+    start(node, 'node', program('node', JSON.stringify(input)), { log: join(folder, FILES.nodeLog) }),
     control,
   )
 }
@@ -131,7 +142,7 @@ export function verdicts(folder: string): VerdictLine[] {
 }
 
 function verdictLog(folder: string): string {
-  return join(folder, 'gateway.jsonl')
+  return join(folder, FILES.verdicts)
 }
 
 /** A face is ready when its control socket answers; one that ends before that is an error with its last words. */

@@ -1,9 +1,11 @@
 // Runs the laboratory: does the steps, writes the report, and leaves the machine as it was.
 
-import { mkdirSync } from 'node:fs'
+import { mkdirSync, rmSync } from 'node:fs'
 import { cpus, release, totalmem } from 'node:os'
+import { join } from 'node:path'
 import type { FailMode, ProfileName } from '../control/config.ts'
 import { packageVersion } from '../control/package.ts'
+import { RUN_FILES } from './faces.ts'
 import type { Running } from './process.ts'
 import { type LabReport, passed, type StepResult, writeReport } from './report.ts'
 import { CLEAN_UP, KEEP, STEPS } from './steps.ts'
@@ -64,7 +66,7 @@ export interface LabResult {
 export async function runLab(options: LabOptions, events: LabEvents): Promise<LabResult> {
   const removed = cleanUp()
   if (removed.length > 0) events.progress(`removed what an earlier laboratory left behind: ${removed.join(', ')}`)
-  mkdirSync(options.report, { recursive: true })
+  prepareFolder(options.report)
   const report = emptyReport(options)
   const family = options.ipv6 ? 'ipv6' : 'ipv4'
   const lab: Lab = { options, family, report, progress: events.progress }
@@ -106,6 +108,12 @@ async function attempt(step: Step, lab: Lab, result: StepResult): Promise<'threw
   } finally {
     result.ms = performance.now() - started
   }
+}
+
+/** Logs and captures are appended to by several processes, so those of an earlier run go first. */
+function prepareFolder(folder: string): void {
+  mkdirSync(folder, { recursive: true })
+  for (const file of RUN_FILES) rmSync(join(folder, file), { force: true })
 }
 
 /** Removes the namespaces when the process ends before the steps do; returns how to stop watching. */

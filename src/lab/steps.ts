@@ -228,7 +228,7 @@ async function failModeHolds(lab: Lab, killedMs: number) {
     : await probe.answered(1, killedMs + 100, SILENCE_MS)
   const secret = await get(lab, '/secret')
   const lastMs = probe.records.findLast(record => record.answeredMs !== null)?.sentMs ?? killedMs
-  const { sent, lost } = probeLoss(probe.records, killedMs - 20, open ? lastMs : Date.now() - 100)
+  const { sent, lost } = probeLoss(probe.records, killedMs, open ? lastMs : Date.now() - 100)
   const uninspected = secret.status === 200 ? 'passes uninspected' : `does not pass (${secret.error})`
   const again = open && passes ? ', then they go on' : ''
   return {

@@ -27,7 +27,7 @@ export interface Place {
   readonly path: string
   readonly ipv4: string
   readonly ipv6: string
-  /** The interface that carries the address: `eth0`, and on the node `up-<run>`. */
+  /** The interface that carries the address: `eth0` in the pods, `up-<run>` on the node, `gw-<run>` at the gateway. */
   readonly interface: string
   readonly mac: string
 }
@@ -144,7 +144,7 @@ function makeNamespaces(run: string, uplinkMtu: number): void {
       `link set veth-${role} master cni0`,
       `link set veth-${role} up`,
     ]),
-    `link add ${uplinkName(run)} mtu ${uplinkMtu} address ${ADDRESS.node.mac} type veth peer name eth0 mtu ${uplinkMtu} address ${ADDRESS.gateway.mac} netns ${gateway}`,
+    `link add ${interfaceName(run, 'node')} mtu ${uplinkMtu} address ${ADDRESS.node.mac} type veth peer name ${interfaceName(run, 'gateway')} mtu ${uplinkMtu} address ${ADDRESS.gateway.mac} netns ${gateway}`,
     ...addressed(run, 'node'),
   ]
   ipBatch(links, node)
@@ -178,8 +178,10 @@ function setSysctls(namespace: string): void {
   })
 }
 
+// NB: an underlay's pins are named after its interface and port, so parallel runs need interfaces of different names.
 function interfaceName(run: string, role: Role): string {
-  return role === 'node' ? uplinkName(run) : 'eth0'
+  if (role === 'node') return `up-${run}`
+  return role === 'gateway' ? `gw-${run}` : 'eth0'
 }
 
 function place(run: string, role: Role): Place {
@@ -192,11 +194,7 @@ function removeRun(run: string): void {
   for (const namespace of namespaces) {
     for (const pid of ip(['netns', 'pids', namespace]).split('\n').filter(Boolean)) kill(Number(pid))
   }
-  for (const name of pinsOf(run)) {
-    const role =
-      name === attachmentId(run, 'server') ? 'server' : name === attachmentId(run, 'client') ? 'client' : 'node'
-    detachClassifiers(namespaceName(run, role), `${PIN_DIRECTORY}/${name}`)
-  }
+  for (const name of pinsOf(run)) detachClassifiers(namespaceName(run, pinnedAt(run, name)), `${PIN_DIRECTORY}/${name}`)
   for (const namespace of namespaces) deleteNamespace(namespace)
   for (const file of [...socketsOf(run), statePath(run)]) rmSync(file, { force: true })
 }
@@ -206,17 +204,17 @@ export function attachmentId(run: string, role: Role): string {
   return `lab-${run}-${role}`
 }
 
-// NB: the node's pins are named after its uplink and its port, so parallel runs need uplinks of different names.
-function uplinkName(run: string): string {
-  return `up-${run}`
-}
-
 function pinsOf(run: string): string[] {
   const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
   const pods = [attachmentId(run, 'client'), attachmentId(run, 'server')]
   return names.filter(
-    name => pods.includes(name) || (name.startsWith('underlay') && name.includes(`_${uplinkName(run)}_`)),
+    name => pods.includes(name) || (name.startsWith('underlay') && /_(up|gw)-([a-z0-9]+)_/.exec(name)?.[2] === run),
   )
+}
+
+function pinnedAt(run: string, name: string): Role {
+  if (name.startsWith('underlay')) return name.includes('_gw-') ? 'gateway' : 'node'
+  return name === attachmentId(run, 'client') ? 'client' : 'server'
 }
 
 function kill(pid: number): void {
