@@ -1,8 +1,11 @@
 // Options that several subcommands share: the tunnel's, as people write them.
 
-import { type Command, Option } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Config, configSchema } from '../control/config.ts'
 import { tunnelConfig } from '../control/tunnel.ts'
+import { parseFaults } from '../device/faults.ts'
+import type { DeviceSpec } from '../device/open.ts'
+import { createCapture } from '../device/pcap.ts'
 import { DetourError } from '../errors.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 
@@ -52,4 +55,35 @@ function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
   const [issue] = parsed.error.issues
   const key = String(issue.path[1])
   throw new DetourError('usage', `--${key} '${given[key]}' is not allowed: ${issue.message}`)
+}
+
+/** What `addWrapperOptions` parses. */
+export interface WrapperFlags {
+  pcap?: string
+  trace?: number | true
+  fault?: string
+}
+
+/** Adds --pcap, --trace and --fault, which wrap the underlay's device. */
+export function addWrapperOptions(command: Command): Command {
+  return command
+    .option('--pcap <FILE>', 'write what the underlay carries to a pcapng file')
+    .option('--trace [COUNT]', 'print what the underlay carries on standard error, so many packets', parseCount)
+    .option('--fault <SPEC>', 'seeded faults on the underlay, such as loss=1%,reorder=5%,seed=7')
+}
+
+function parseCount(text: string): number {
+  if (!/^\d+$/.test(text)) throw new InvalidArgumentError('allowed: a number of packets')
+  return Number(text)
+}
+
+const TRACE_COUNT = 100
+
+/** The wrappers that the flags ask for. Throws DetourError. */
+export function wrappersOf({ pcap, trace, fault }: WrapperFlags): Omit<DeviceSpec, 'device'> {
+  return {
+    ...(pcap === undefined ? {} : { capture: createCapture(pcap) }),
+    ...(trace === undefined ? {} : { trace: { count: trace === true ? TRACE_COUNT : trace } }),
+    ...(fault === undefined ? {} : { faults: parseFaults(fault) }),
+  }
 }

@@ -60,5 +60,7 @@ export interface ReplayInput extends WorkerInput {
 
 /** What workers/replay posts when it is done, after its counters. */
 export interface ReplayResult {
+  /** For each packet written, the number of the packet that it goes back to. */
+  order: Int32Array
   faults: string[]
 }

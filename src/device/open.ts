@@ -1,5 +1,6 @@
 // Builds the devices of a worker from plain data: the one place that knows which kinds and wrappers there are.
 
+import { writeSync } from 'node:fs'
 import type { Counters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
 import { CaptureDevice } from './capture.ts'
@@ -8,7 +9,7 @@ import { type Faults, FaultyDevice } from './faults.ts'
 import { LoopbackDevice, type LoopbackHandle } from './loopback.ts'
 import { type OutputFile, PcapWriter } from './pcap.ts'
 import { TapDevice, type TapSpec } from './tap.ts'
-import { TraceDevice, type TraceOptions } from './trace.ts'
+import { TraceDevice } from './trace.ts'
 import { UdpDevice, type UdpHandle } from './udp.ts'
 
 /** A device as plain data that passes through workerData, with the wrappers that people asked for. */
@@ -16,8 +17,8 @@ export interface DeviceSpec {
   device: ({ kind: 'tap' } & TapSpec) | ({ kind: 'udp' } & UdpHandle) | ({ kind: 'loopback' } & LoopbackHandle)
   /** Seeded loss, reordering and so on. */
   faults?: Faults
-  /** Prints the first packets. */
-  trace?: TraceOptions
+  /** Prints packets on standard error, so many at most. */
+  trace?: { count: number }
   /** Writes every packet to a capture file, which several devices may share. */
   capture?: OutputFile
 }
@@ -44,7 +45,8 @@ export class Devices {
     if (spec.capture !== undefined) {
       device = new CaptureDevice(device, this.writer(spec.capture), spec.capture.limitBytes)
     }
-    if (spec.trace !== undefined) device = new TraceDevice(device, pool, spec.trace)
+    if (spec.trace !== undefined)
+      device = new TraceDevice(device, pool, { ...spec.trace, write: line => writeSync(2, `${line}\n`) })
     this.opened.push(device)
     return device
   }

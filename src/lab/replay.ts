@@ -267,8 +267,17 @@ function report(input: CaptureFile, pairs: Pair[], results: ReplayResult[], seco
     packetsPerSecond: packets / seconds,
     latencyP50Us: worst(REPLAY_STATUS.P50_US),
     latencyP99Us: worst(REPLAY_STATUS.P99_US),
-    node: sumCounters(pairs.map(({ counters }) => counters.node)),
+    node: nodeCounters(pairs),
     gateway: sumCounters(pairs.map(({ counters }) => counters.gateway)),
     faults: [...new Set(results.flatMap(({ faults }) => faults))],
   }
 }
+
+/** Every worker reads and classifies the whole file, so those stages count once; from there on each has its share. */
+function nodeCounters(pairs: Pair[]): StageCounters[] {
+  const [first] = pairs
+  const own = ({ counters }: Pair) => counters.node.filter(({ name }) => !WHOLE.has(name))
+  return [...first.counters.node.filter(({ name }) => WHOLE.has(name)), ...sumCounters(pairs.map(own))]
+}
+
+const WHOLE = new Set(['read', 'classify'])

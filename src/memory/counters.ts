@@ -111,3 +111,13 @@ export class Counters {
 export function readCounters(handle: CountersHandle): StageCounters[] {
   return handle.stages.map((name, i) => new StageCounters(name, new Float64Array(handle.memory, i * WIDTH * 8, WIDTH)))
 }
+
+/** The rows of several workers with the same stages, added up stage by stage. */
+export function sumCounters(workers: StageCounters[][]): StageCounters[] {
+  const [first = []] = workers
+  return first.map(({ name }, i) => {
+    const sum = new StageCounters(name)
+    for (const stages of workers) for (let at = 0; at < WIDTH; at++) sum.row[at] += stages[i].row[at]
+    return sum
+  })
+}

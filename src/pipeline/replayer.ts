@@ -55,6 +55,9 @@ export class Replayer {
   private readonly passed = new Batch()
   private readonly localCounters: StageCounters
   private readonly passedCounters: StageCounters
+  /** For each packet written, the number of the packet that it goes back to. */
+  order = new Int32Array(1 << 16)
+  written = 0
   private forgiven = 0
   private lastMove = 0
 
@@ -166,7 +169,21 @@ export class Replayer {
     const now = performance.now()
     for (let i = 0; i < length; i++) ledger.back(frames[i], now)
     if (length > 0) this.lastMove = now
-    if (this.writer === undefined) pool.freeAll(batch)
-    else this.writer.transmit(batch)
+    if (this.writer === undefined) {
+      pool.freeAll(batch)
+      return
+    }
+    if (this.options.share.count > 1) this.note(batch)
+    this.writer.transmit(batch)
+  }
+
+  private note(batch: Batch): void {
+    const { frames, length } = batch
+    if (this.written + length > this.order.length) {
+      const larger = new Int32Array(this.order.length * 2)
+      larger.set(this.order)
+      this.order = larger
+    }
+    for (let i = 0; i < length; i++) this.order[this.written++] = this.pool.sequence[frames[i]]
   }
 }
