@@ -18,7 +18,7 @@ export function hashKey(keys: Int32Array, at: number, seed: Seed): number {
   return keys[at] >>> 24 === 6 ? halfSipHash(keys, at, 10, 0, seed) : halfSipHash(keys, at, 4, 3, seed)
 }
 
-/** HalfSipHash-1-3 of `count` words from `words[at]` on, leaving out `gap` words behind the third. */
+/** HalfSipHash-1-3 of `count` words, at least three, from `words[at]` on, leaving out `gap` words behind the third. */
 export function halfSipHash(words: Int32Array, at: number, count: number, gap: number, seed: Seed): number {
   let v0 = seed[0]
   let v1 = seed[1]
