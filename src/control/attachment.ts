@@ -6,6 +6,9 @@
 //
 // Nothing of the interface itself is changed. Programs, heartbeat and TAP outlive the process (pins, a persistent TAP), so
 // that the fail mode holds after SIGKILL; `detach`, or `cleanup` in a later process, takes them away.
+//
+// NB: a pod with CAP_NET_RAW can send past every classifier of its own interface (PACKET_QDISC_BYPASS, packet(7)); only
+// the host's side of the interface could stop that. What arrives is intercepted all the same.
 
 import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
