@@ -21,7 +21,7 @@ export interface ClassifyOptions {
   seed: Seed
   /** False where there are no attachments (offline work), so that a flow key has none. */
   withAttachment: boolean
-  /** Where ARP, neighbour discovery, multicast listener reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
+  /** Where ARP, neighbour discovery, multicast group reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
   local: Batch | undefined
 }
 
@@ -81,13 +81,14 @@ export class Classify {
   }
 }
 
+const IGMP = 2
 const DHCP_SERVER = 67
 const DHCP_CLIENT = 68
 const DHCP6_CLIENT = 546
 const DHCP6_SERVER = 547
 
 /**
- * Neighbour discovery (RFC 4861), MLD (RFC 3810), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link; so does a
+ * Neighbour discovery (RFC 4861), MLD (RFC 3810), IGMP (RFC 3376), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link; so does a
  * group-addressed frame that arrives, because its addresses do not say which pod it was for.
  */
 function isLocal(pool: Pool, frame: number): boolean {
@@ -101,7 +102,9 @@ function isLocal(pool: Pool, frame: number): boolean {
     if (b[pool.network[frame]] >> 4 === 4) return port === DHCP_SERVER || port === DHCP_CLIENT
     return port === DHCP6_CLIENT || port === DHCP6_SERVER
   }
-  if (protocol !== ipv4.PROTOCOL.ICMPV6 || b[pool.network[frame]] >> 4 !== 6) return false
+  const version = b[pool.network[frame]] >> 4
+  if (version === 4) return protocol === IGMP && isGroup(b, pool.start[frame])
+  if (protocol !== ipv4.PROTOCOL.ICMPV6) return false
   const type = icmp.type(b, at)
   const { MLD_QUERY, MLD_DONE, MLDV2_REPORT } = icmp.TYPE6
   return icmp.isDiscovery6(type) || (type >= MLD_QUERY && type <= MLD_DONE) || type === MLDV2_REPORT

@@ -6,7 +6,7 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import * as checksum from '../wire/checksum.ts'
-import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
+import { HEADER as ETHERNET, ETHERTYPE, type as etherType } from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
@@ -24,6 +24,9 @@ export interface DecapOptions {
   /** Let inner frames pass that are not IP or not well formed (offline work). */
   anyInner: boolean
 }
+
+/** Of the options that a tunnel here may carry none is critical, so no class of critical ones is known. */
+const NO_CLASS = -1
 
 const NOT_ECT = 0
 const ECT1 = 1
@@ -128,7 +131,7 @@ export class Decap {
     const tunnel = transport + udp.HEADER
     let inner = 0
     if (this.geneve) {
-      const bad = geneve.check(b, tunnel, end)
+      const bad = geneve.check(b, tunnel, end, NO_CLASS)
       if (bad !== 0) return bad
       if (geneve.protocol(b, tunnel) !== ETHERTYPE.TEB) return DROP.GENEVE_PROTOCOL
       if (!this.anyPeer && geneve.vni(b, tunnel) !== this.vni) return DROP.UNKNOWN_VNI
@@ -140,9 +143,9 @@ export class Decap {
       inner = tunnel + vxlan.HEADER
     }
 
+    if (!this.innerVlan && inner + ETHERNET <= end && vlan.isTag(etherType(b, inner))) return DROP.INNER_VLAN
     const bad = parse(pool, frame, inner, end)
     if (bad === 0) {
-      if (!this.innerVlan && pool.network[frame] !== inner + ETHERNET) return DROP.INNER_VLAN
       const ecn = this.combineEcn(frame, outerEcn, transport)
       if (ecn !== 0) return ecn
     } else if (!this.anyInner) return bad
@@ -194,6 +197,7 @@ export class Decap {
       return 0
     }
     const ecn = outer === CE ? CE : outer === ECT1 && inner === ECT0 ? ECT1 : inner
+    if (inner === CE && outer === ECT1) this.counters.failed()
     if (ecn === inner) return 0
     if (four) {
       // NB: the header's own checksum absorbs the change, so an outer UDP checksum over it stays right.
@@ -202,23 +206,30 @@ export class Decap {
     }
     const before = (b[network] << 8) | b[network + 1]
     ipv6.setTrafficClass(b, network, (ipv6.trafficClass(b, network) & ~3) | ecn)
-    if (this.keep && udp.checksum(b, outerTransport) !== 0) {
+    const old = udp.checksum(b, outerTransport)
+    if (this.keep && old !== 0 && !this.isPartial(frame, outerTransport)) {
       const after = (b[network] << 8) | b[network + 1]
-      udp.setChecksum(b, outerTransport, checksum.update(udp.checksum(b, outerTransport), before, after))
+      udp.setChecksum(b, outerTransport, checksum.update(old, before, after) || 0xffff)
     }
     return 0
   }
 
+  /** True when the outer UDP checksum is still to be computed, over whatever stands there then. */
+  private isPartial(frame: number, outerTransport: number): boolean {
+    const { pool } = this
+    const offload = pool.offload[frame]
+    if ((offload & OFFLOAD.OUTER_CHECKSUM) !== 0) return true
+    return (offload & OFFLOAD.NEEDS_CHECKSUM) !== 0 && pool.checksumStart[frame] === outerTransport
+  }
+
+  /** NB: an outer checksum that was verified, or was none, says nothing of the inner one. */
   private strip(frame: number, inner: number, end: number): void {
     const { pool } = this
+    const partial = (pool.offload[frame] & OFFLOAD.NEEDS_CHECKSUM) !== 0 && pool.checksumStart[frame] >= inner
     pool.start[frame] = inner
     pool.length[frame] = end - inner
     pool.outerTransport[frame] = 0
     pool.gso[frame] &= ~GSO.TUNNEL
-    let offload = pool.offload[frame] & ~OFFLOAD.OUTER_CHECKSUM
-    if ((offload & OFFLOAD.NEEDS_CHECKSUM) !== 0 && pool.checksumStart[frame] < inner) {
-      offload = OFFLOAD.CHECKSUM_VALID
-    }
-    pool.offload[frame] = offload
+    pool.offload[frame] = partial ? OFFLOAD.NEEDS_CHECKSUM : 0
   }
 }

@@ -70,6 +70,10 @@ export class Encap {
       } else if (pool.length[frame] + size - ETHERNET > LARGEST) {
         counters.dropped(DROP.OVERSIZED)
         pool.free(frame)
+      } else if ((pool.gso[frame] & GSO.TUNNEL) !== 0) {
+        // A super-packet has the fields of one tunnel only.
+        counters.dropped(DROP.OFFLOAD)
+        pool.free(frame)
       } else {
         bytes += pool.length[frame]
         this.prepend(frame)

@@ -1,12 +1,12 @@
 // Path MTU: a packet that the tunnel cannot carry is answered as a router would (RFC 1191, RFC 4443 section 3.2), so that its
 // sender learns, and is never lost in silence.
 
-import { DROP } from '../drop.ts'
+import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, type Pool } from '../memory/pool.ts'
 import * as ethernet from '../wire/ethernet.ts'
-import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
+import { HEADER as ETHERNET } from '../wire/ethernet.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
@@ -43,7 +43,7 @@ export class Fit {
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       bytes += pool.length[frame]
-      if (datagramBytes(pool, frame) <= mtu) {
+      if (carriedBytes(pool, frame) <= mtu) {
         keptBytes += pool.length[frame]
         frames[kept++] = frame
       } else {
@@ -58,19 +58,24 @@ export class Fit {
   /** Answers and drops one frame. */
   private refuse(frame: number): void {
     const { pool, counters } = this
-    const answer = mayAnswer(pool, frame) ? pool.alloc() : -1
-    if (answer >= 0) {
-      this.answer(frame, answer)
-      counters.created(1)
-      counters.sent(1, pool.length[answer])
-      this.reply.push(answer)
-      counters.dropped(DROP.TOO_BIG)
-    } else counters.dropped(DROP.TOO_BIG_SILENT)
+    let reason: DropReason = DROP.TOO_BIG_SILENT
+    if (mayAnswer(pool, frame)) {
+      const answer = pool.alloc()
+      reason = answer < 0 ? DROP.NO_FRAME : DROP.TOO_BIG
+      if (answer >= 0) {
+        this.answer(frame, answer)
+        counters.created(1)
+        counters.sent(1, pool.length[answer])
+        this.reply.push(answer)
+      }
+    }
+    counters.dropped(reason)
     pool.free(frame)
   }
 
   private answer(frame: number, answer: number): void {
-    const { pool, mtu } = this
+    const { pool } = this
+    const mtu = this.mtu - tagBytes(pool, frame)
     const b = pool.bytes
     const from = pool.start[frame]
     const to = pool.start[answer]
@@ -78,23 +83,21 @@ export class Fit {
     const four = b[network] >> 4 === 4
     const room = four ? QUOTE4 : QUOTE6
     const bytes = from + pool.length[frame] - network
-    const quoted = bytes < room ? bytes : room
+    const quoted = Math.min(bytes, room)
     pool.copyMetadata(frame, answer)
-    ethernet.copyAddress(b, to + ethernet.DESTINATION, from + ethernet.SOURCE)
-    ethernet.copyAddress(b, to + ethernet.SOURCE, from + ethernet.DESTINATION)
-    const ip = to + ETHERNET
+    b.copyWithin(to, from, network)
+    ethernet.swapAddresses(b, to)
+    const ip = to + network - from
     const message = ip + (four ? ipv4.HEADER : ipv6.HEADER)
     const end = message + icmp.HEADER + quoted
     b.copyWithin(message + icmp.HEADER, network, network + quoted)
     if (four) {
-      ethernet.setType(b, to, ETHERTYPE.IPV4)
       const source = ipv4.destination(b, network)
       const destination = ipv4.source(b, network)
       ipv4.write(b, ip, ipv4.HEADER, 0, end - ip, 0, ipv4.DONT_FRAGMENT, TTL, ipv4.PROTOCOL.ICMP, source, destination)
       icmp.write(b, message, icmp.TYPE4.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, mtu)
       icmp.updateChecksum4(b, message, end)
     } else {
-      ethernet.setType(b, to, ETHERTYPE.IPV6)
       ipv6.write(b, ip, 0, 0, end - message, ipv4.PROTOCOL.ICMPV6, TTL)
       b.copyWithin(ip + ipv6.SOURCE, network + ipv6.DESTINATION, network + ipv6.DESTINATION + 16)
       b.copyWithin(ip + ipv6.DESTINATION, network + ipv6.SOURCE, network + ipv6.SOURCE + 16)
@@ -107,13 +110,17 @@ export class Fit {
   }
 }
 
-/** Bytes of the largest IP datagram that a frame becomes on the wire. */
-function datagramBytes(pool: Pool, frame: number): number {
-  const network = pool.network[frame]
-  if (pool.gso[frame] !== GSO.NONE) return pool.payload[frame] - network + pool.gsoSize[frame]
-  const b = pool.bytes
-  if (b[network] >> 4 === 4) return ipv4.totalLength(b, network)
-  return ipv6.HEADER + ipv6.payloadLength(b, network)
+/** Bytes behind the Ethernet header of the largest packet that a frame becomes in the tunnel: tags, datagram and padding. */
+function carriedBytes(pool: Pool, frame: number): number {
+  const bytes = pool.length[frame] - ETHERNET
+  if (pool.gso[frame] === GSO.NONE) return bytes
+  const headers = pool.payload[frame] - pool.start[frame] - ETHERNET
+  return Math.min(bytes, headers + pool.gsoSize[frame])
+}
+
+/** Bytes of VLAN tags, which take their part of what the tunnel carries. */
+function tagBytes(pool: Pool, frame: number): number {
+  return pool.network[frame] - pool.start[frame] - ETHERNET
 }
 
 /** RFC 1122 section 3.2.2 and RFC 4443 section 2.4: no error about an error, a fragment but the first, or a group address. */

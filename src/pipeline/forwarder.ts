@@ -9,7 +9,8 @@ import { Batch } from '../memory/batch.ts'
 import type { Counters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
 import { monotonicMs } from '../os/clock.ts'
-import { AttachmentIndex, MAX_ATTACHMENTS, PROBE_ATTACHMENT } from './attachments.ts'
+import { DESTINATION, SOURCE } from '../wire/ethernet.ts'
+import { ARRIVING, AttachmentIndex, LEAVING, MAX_ATTACHMENTS, PROBE_ATTACHMENT } from './attachments.ts'
 import { Classify } from './classify.ts'
 import { Complete } from './complete.ts'
 import { Decap } from './decap.ts'
@@ -125,13 +126,22 @@ export class Forwarder {
   private goOut(batch: Batch, attachment: number, out: Complete): void {
     const { pool, index, back } = this
     const { frames, length } = batch
+    let kept = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
+      const from = index.find(pool.start[frame] + SOURCE)
+      const foreign = from >= 0 && from !== attachment && from !== PROBE_ATTACHMENT
+      // Each packet is inspected once, where it leaves; steered here too, it would come back to where it left.
+      if (foreign && index.find(pool.start[frame] + DESTINATION) === attachment) {
+        back.push(frame)
+        continue
+      }
       // NB: a frame that neither leaves nor arrives by its addresses (promiscuous, group) arrives.
-      const known = index.assign(frame) && pool.attachment[frame] === attachment
-      if (!known) pool.direction[frame] = 1
+      pool.direction[frame] = from === attachment ? LEAVING : ARRIVING
       pool.attachment[frame] = attachment
+      frames[kept++] = frame
     }
+    batch.length = kept
     this.classify.run(batch)
     this.decide.run(batch)
     this.fit.run(batch)

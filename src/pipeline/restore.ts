@@ -5,6 +5,7 @@ import type { FragmentTable } from '../flow/fragments.ts'
 import type { Seed } from '../flow/hash.ts'
 import { readKey } from '../flow/key.ts'
 import type { FlowTable } from '../flow/table.ts'
+import { VERDICT } from '../flow/verdict.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { KEY_WORDS, type Pool } from '../memory/pool.ts'
@@ -70,7 +71,7 @@ export class Restore {
     const bad = readKey(pool, frame, fragments, seed, attachments !== undefined)
     if (bad !== 0) return bad
     const row = table.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
-    if (row < 0) return DROP.UNKNOWN_FLOW
+    if (row < 0 || table.verdict(row) !== VERDICT.STEER) return DROP.UNKNOWN_FLOW
     pool.flow[frame] = row
     return 0
   }
