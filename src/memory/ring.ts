@@ -17,7 +17,8 @@ const SLOTS = 48
 
 /** Allocates a ring for `capacity` frames, a power of two. */
 export function createRing(capacity: number): SharedArrayBuffer {
-  if (capacity < 2 || (capacity & (capacity - 1)) !== 0) throw new RangeError(`ring capacity ${capacity}: a power of two`)
+  if (capacity < 2 || (capacity & (capacity - 1)) !== 0)
+    throw new RangeError(`ring capacity ${capacity}: a power of two`)
   return new SharedArrayBuffer((SLOTS + capacity) * 4)
 }
 
