@@ -1,55 +1,50 @@
-// UDP: the underlay over a plain UDP socket. No root, no interface of its own; the pipeline still sees whole frames.
+// UDP: the underlay over a plain UDP socket. No root and no interface of its own; the pipeline still sees whole frames,
+// outer Ethernet, IP and UDP headers in front.
+//
+// What the socket does not carry: the outer TTL and flow label, and the outer source port. One socket has one port, so
+// there is no entropy in it: ECMP and receive-side scaling on the way see one flow a peer.
+
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
-import type { Device } from './device.ts'
+import { close } from '../os/libc.ts'
+import type { UdpHandle } from '../os/udp.ts'
+import { CAPABILITY, type Device } from './device.ts'
+import { UdpReceiver } from './udp-receiver.ts'
+import { UdpSender } from './udp-sender.ts'
 
-export interface UdpOptions {
-  /** Local address, as text; `0.0.0.0` or `::` for all. */
-  address: string
-  /** 0 lets the kernel choose. */
-  port: number
-  /** Where packets will go: a wildcard address becomes the one that the kernel would send from. */
-  remote?: string
-  /** UDP_SEGMENT and UDP_GRO; true when not given, off where the kernel lacks them. */
-  offload?: boolean
-}
+export { openUdp, type UdpHandle, type UdpOptions } from '../os/udp.ts'
 
-/** An open socket: plain data that passes through workerData (a descriptor belongs to the process). */
-export interface UdpHandle {
-  fd: number
-  family: 4 | 6
-  /** Bound address, 4 or 16 bytes. */
-  address: number[]
-  port: number
-  segment: boolean
-  gro: boolean
-}
-
-/** Opens and binds in the calling thread's network namespace. Throws DetourError. */
-export function openUdp(_options: UdpOptions): UdpHandle {
-  throw new Error('soon')
-}
-
-/** The device over the socket of `handle`; close() closes the socket. */
+/**
+ * The device over an open socket; `close` closes the socket. With `gro` it gives super-packets (pipeline/split takes them
+ * apart), with `segment` it takes them: outer UDP only, whose checksum the kernel computes in any case.
+ */
 export class UdpDevice implements Device {
   readonly name: string
-  readonly capabilities = 0
+  readonly capabilities: number
   readonly fd: number
   readonly exhausted = false
-  protected readonly parts: [Pool, StageCounters]
+  private readonly receiver: UdpReceiver
+  private readonly sender: UdpSender
 
   constructor(pool: Pool, counters: StageCounters, handle: UdpHandle) {
-    this.parts = [pool, counters]
     this.name = `udp:${handle.port}`
     this.fd = handle.fd
+    this.capabilities = handle.segment ? CAPABILITY.USO4 | CAPABILITY.USO6 : 0
+    this.receiver = new UdpReceiver(pool, counters, handle)
+    this.sender = new UdpSender(pool, counters, handle)
   }
 
-  receive(_batch: Batch): number {
-    return 0
+  receive(batch: Batch): number {
+    return this.receiver.receive(batch)
   }
 
-  transmit(_batch: Batch): void {}
+  transmit(batch: Batch): void {
+    this.sender.transmit(batch)
+  }
 
-  close(): void {}
+  close(): void {
+    this.receiver.close()
+    close(this.fd)
+  }
 }
