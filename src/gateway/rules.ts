@@ -49,7 +49,7 @@ const cidrs = () =>
 
 const ports = z
   .array(
-    z.union([integer(0, 65535), z.string().refine(isPortRange)], {
+    z.custom<number | string>(value => isWhole(value, 65535) || isPortRange(value), {
       error: "allowed: a port from 0 to 65535, or a range such as '8000-8100'",
     }),
   )
@@ -87,7 +87,7 @@ const rule = section({
   from: cidrs(),
   to: cidrs(),
   protocol: z
-    .union([z.enum(PROTOCOLS), integer(0, 255)], {
+    .custom<NonNullable<Rule['protocol']>>(value => PROTOCOLS.some(name => name === value) || isWhole(value, 255), {
       error: `allowed: ${PROTOCOLS.join(', ')}, or a number from 0 to 255`,
     })
     .optional(),
@@ -145,8 +145,12 @@ function isCidr(value: string): boolean {
   return bits === undefined || (/^\d{1,3}$/.test(bits) && Number(bits) <= (family === 4 ? 32 : 128))
 }
 
-function isPortRange(value: string): boolean {
-  const [, low, high] = /^(\d{1,5})-(\d{1,5})$/.exec(value) ?? []
+function isWhole(value: unknown, most: number): boolean {
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= most
+}
+
+function isPortRange(value: unknown): boolean {
+  const [, low, high] = (typeof value === 'string' && /^(\d{1,5})-(\d{1,5})$/.exec(value)) || []
   return low !== undefined && Number(low) <= Number(high) && Number(high) <= 65535
 }
 
