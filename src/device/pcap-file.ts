@@ -1,11 +1,14 @@
 // Capture files: opened and created by the main thread before packets flow. What comes out is plain data that passes
 // through workerData; a descriptor belongs to the process, and whoever opened it closes it.
-import { closeSync, createReadStream, fstatSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, read, readSync, unlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createGunzip, type Gunzip } from 'node:zlib'
+import { finished } from 'node:stream/promises'
+import { setTimeout } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { createGunzip } from 'node:zlib'
 import { DetourError } from '../errors.ts'
-import { LINKTYPE, linkHeader, READABLE } from '../wire/linktype.ts'
+import { linkHeader, READABLE } from '../wire/linktype.ts'
 import { FILE_HEADER, isPcap, readHeader } from '../wire/pcap.ts'
 import { isPcapng } from '../wire/pcapng.ts'
 
@@ -33,6 +36,8 @@ export interface OutputFile {
 }
 
 const GZIP = 0x1f8b
+
+const readAsync = promisify(read)
 
 /**
  * Opens a capture file, or standard input as `-`. Input that is compressed by gzip, or that cannot be read by position, is first
@@ -106,62 +111,54 @@ function temporary(): number {
   return fd
 }
 
-// Copies and decompresses; resolves to what went wrong with the compressed data, if something did.
-function spool(from: number, to: number, name: string): Promise<string | undefined> {
-  return new Promise((resolve, reject) => {
-    const source = createReadStream('', { fd: from, autoClose: false })
-    let gunzip: Gunzip | undefined
-    let head: Buffer | undefined
-    const fail = (error: Error) => {
-      source.destroy()
-      gunzip?.destroy()
-      reject(
-        error instanceof DetourError ? error : new DetourError('system', `${name}: ${error.message}`, { cause: error }),
-      )
+// Copies and decompresses; resolves to what is wrong with the compressed data, if something is.
+async function spool(from: number, to: number, name: string): Promise<string | undefined> {
+  const keep = (bytes: Buffer) => {
+    for (let at = 0; at < bytes.length; ) at += writeSync(to, bytes, at)
+  }
+  const chunk = Buffer.allocUnsafe(1 << 18)
+  let have = await fill(from, chunk, 2)
+  const gunzip = have >= 2 && chunk.readUInt16BE() === GZIP ? createGunzip() : undefined
+  let fault: string | undefined
+  let failed: Error | undefined
+  gunzip?.on('error', error => (fault ??= `gzip: ${error.message}`))
+  gunzip?.on('data', bytes => {
+    try {
+      keep(bytes)
+    } catch (error) {
+      failed ??= error as Error
     }
-    const keep = (chunk: Buffer) => {
-      try {
-        for (let at = 0; at < chunk.length; ) at += writeSync(to, chunk, at)
-      } catch (error) {
-        fail(new DetourError('system', `${name}: cannot copy to ${tmpdir()}: ${(error as Error).message}`))
-      }
-    }
-    const decompress = () => {
-      const stream = createGunzip()
-      stream.on('data', keep)
-      stream.on('end', () => resolve(undefined))
-      stream.on('error', error => {
-        source.destroy()
-        resolve(`gzip: ${error.message}`)
-      })
-      return stream
-    }
-    source.on('error', fail)
-    source.on('data', data => {
-      const chunk = data as Buffer
-      if (gunzip !== undefined) {
-        if (!gunzip.write(chunk)) {
-          source.pause()
-          gunzip.once('drain', () => source.resume())
-        }
-      } else if (head !== undefined && head.length >= 2) keep(chunk)
-      else {
-        head = head === undefined ? chunk : Buffer.concat([head, chunk])
-        if (head.length < 2) return
-        if (head.readUInt16BE() === GZIP) {
-          gunzip = decompress()
-          gunzip.write(head)
-        } else keep(head)
-      }
-    })
-    source.on('end', () => {
-      if (gunzip !== undefined) gunzip.end()
-      else {
-        if (head?.length === 1) keep(head)
-        resolve(undefined)
-      }
-    })
   })
+  try {
+    for (; have > 0 && fault === undefined; have = await fill(from, chunk, 1)) {
+      const bytes = chunk.subarray(0, have)
+      if (gunzip === undefined) keep(bytes)
+      else await new Promise(resolve => gunzip.write(bytes, resolve))
+      if (failed !== undefined) throw failed
+    }
+    if (gunzip !== undefined && fault === undefined) {
+      gunzip.end()
+      await finished(gunzip).catch(() => {})
+    }
+    if (failed !== undefined) throw failed
+  } catch (error) {
+    throw new DetourError('system', `${name}, copied to ${tmpdir()}: ${(error as Error).message}`, { cause: error })
+  }
+  return fault
+}
+
+// Reads at least `least` bytes unless the file ends, and returns how many.
+async function fill(fd: number, chunk: Buffer, least: number): Promise<number> {
+  for (let have = 0; ; ) {
+    try {
+      const { bytesRead } = await readAsync(fd, chunk, have, chunk.length - have, null)
+      have += bytesRead
+      if (bytesRead === 0 || have >= least) return have
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error
+      await setTimeout(5)
+    }
+  }
 }
 
 function magicOf(fd: number): number {
@@ -192,6 +189,3 @@ function identify(fd: number, name: string, fault: string | undefined): CaptureF
 export function unreadable(linktype: number): string {
   return `packets of link type ${linktype} cannot be read; these can: ${READABLE}`
 }
-
-/** The link type that is written. */
-export const WRITTEN = LINKTYPE.ETHERNET
