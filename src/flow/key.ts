@@ -55,7 +55,7 @@ export function readKey(
   const nowMs = pool.time[frame] | 0
   const at = frame * KEY_WORDS
   let reversed = -1
-  if (transport !== 0 && isError(b, version, protocol, transport, end))
+  if (transport !== 0 && isError(b, version, protocol, transport))
     reversed = quotedKey(pool.key, at, b, transport + icmp.QUOTE, end, version, attachment, fragments, nowMs, seed)
   if (reversed < 0) {
     let ports = portsAt(b, version, protocol, transport, end)
@@ -92,7 +92,7 @@ function quotedKey(
   if (protocol < 0 || transport < 0) return -1
   let ports = 0
   if (transport !== 0) {
-    if (transport + portBytes(protocol) > end || isError(b, version, protocol, transport, end)) return -1
+    if (transport + portBytes(protocol) > end || isError(b, version, protocol, transport)) return -1
     ports = portsAt(b, version, protocol, transport, end)
   } else if (nameFragment(fragments, b, network, version, protocol, attachment, end)) {
     ports = fragments.find(nowMs, seed)
@@ -194,8 +194,8 @@ function isIcmp(version: number, protocol: number): boolean {
   return protocol === (version === 4 ? PROTOCOL.ICMP : PROTOCOL.ICMPV6)
 }
 
-function isError(b: Uint8Array, version: number, protocol: number, at: number, end: number): boolean {
-  if (!isIcmp(version, protocol) || at + icmp.HEADER > end) return false
+function isError(b: Uint8Array, version: number, protocol: number, at: number): boolean {
+  if (!isIcmp(version, protocol)) return false
   return version === 4 ? icmp.isError4(icmp.type(b, at)) : icmp.isError6(icmp.type(b, at))
 }
 

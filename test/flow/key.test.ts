@@ -11,9 +11,9 @@ const ATTACHMENT = 7
 
 /** The key that a flow must have by its description alone, and whether the client is end B. */
 function expected(flow: Flow): { key: number[]; clientIsB: boolean } {
-  const end = ([address, port]: [string, number]) => ({ bytes: ipaddr.parse(address).toByteArray(), port })
-  const client = end(flow.client)
-  const server = end(flow.server)
+  const end = (address: string, port: number) => ({ bytes: ipaddr.parse(address).toByteArray(), port })
+  const client = end(flow.client, flow.clientPort)
+  const server = end(flow.server, flow.serverPort)
   const order = Buffer.compare(Buffer.from(client.bytes), Buffer.from(server.bytes)) || client.port - server.port
   const [a, b] = order <= 0 ? [client, server] : [server, client]
   const words = (bytes: number[]) => {
@@ -79,6 +79,13 @@ describe('fragments', () => {
     expect(ports(reader, `${kind} 3 of 3`, 2)).toBe(known)
     expect(ports(reader, `${kind} 2 of 3`, 1 + FRAGMENT_MS)).toBe(known)
     expect(ports(reader, `${kind} 2 of 3`, 2 + FRAGMENT_MS)).toBe(0)
+  })
+
+  it('of both versions do not disturb each other', () => {
+    const reader = new Reader()
+    const known = ['fragment', 'IPv6 fragment'].map(kind => ports(reader, `${kind} 1 of 3`, 0))
+    expect(['fragment', 'IPv6 fragment'].map(kind => ports(reader, `${kind} 2 of 3`, 0))).toEqual(known)
+    expect(['fragment', 'IPv6 fragment'].map(kind => ports(reader, `${kind} 3 of 3`, 0))).toEqual(known)
   })
 
   it('remember at most as many datagrams as there is room for, the newest first', () => {

@@ -17,7 +17,7 @@ flows, packets = {}, []
 
 
 def flow(name, protocol, client, client_port, server, server_port):
-    flows[name] = dict(protocol=protocol, client=[client, client_port], server=[server, server_port])
+    flows[name] = dict(protocol=protocol, client=client, clientPort=client_port, server=server, serverPort=server_port)
 
 
 def packet(name, of, sender, layers, ether=ETHER):
@@ -66,6 +66,8 @@ packet("and back", "high addresses", "server", IP(src="10.0.0.1", dst="240.0.0.1
 # other protocols
 flow("sctp4", 132, C4, 3868, S4, 3869)
 packet("SCTP", "sctp4", "client", IP(src=C4, dst=S4) / SCTP(sport=3868, dport=3869))
+flow("sctp4 cut off", 132, C4, 0, S4, 0)
+packet("SCTP cut off in its ports", "sctp4 cut off", "client", IP(src=C4, dst=S4, proto=132) / b"\x0f\x1c")
 flow("gre4", 47, C4, 0, S4, 0)
 packet("GRE", "gre4", "client", IP(src=C4, dst=S4) / GRE())
 packet("GRE back", "gre4", "server", IP(src=S4, dst=C4) / GRE())
@@ -80,8 +82,8 @@ packet("echo reply", "ping4", "server", IP(src=S4, dst=C4) / ICMP(type=0, id=0x1
 flow("ping4 other", 1, C4, 0x1235, S4, 0x1235)
 packet("another ping", "ping4 other", "client", IP(src=C4, dst=S4) / ICMP(type=8, id=0x1235, seq=1))
 flow("timestamp", 1, C4, 77, S4, 77)
-packet("timestamp request", "timestamp", "client", IP(src=C4, dst=S4) / ICMP(type=13, id=77))
-packet("timestamp reply", "timestamp", "server", IP(src=S4, dst=C4) / ICMP(type=14, id=77))
+packet("timestamp request", "timestamp", "client", IP(src=C4, dst=S4) / ICMP(type=13, id=77, ts_ori=1, ts_rx=2, ts_tx=3))
+packet("timestamp reply", "timestamp", "server", IP(src=S4, dst=C4) / ICMP(type=14, id=77, ts_ori=1, ts_rx=2, ts_tx=3))
 flow("ping6", 58, C6, 0x1234, S6, 0x1234)
 ping6 = IPv6(src=C6, dst=S6) / ICMPv6EchoRequest(id=0x1234, seq=1)
 packet("echo request over IPv6", "ping6", "client", ping6)
@@ -103,6 +105,8 @@ packet("unreachable quoting extension headers", "tcp6", "server",
 packet("ICMPv6 error quoting a ping", "ping6", "server", IPv6(src=R6, dst=C6) / ICMPv6TimeExceeded() / quote(ping6, 48))
 flow("quote of nothing", 1, R4, 0x0b00, C4, 0x0b00)
 packet("error quoting an IP header only", "quote of nothing", "client", IP(src=R4, dst=C4) / ICMP(type=11) / quote(to4, 20))
+packet("error quoting an IP header, the ports only in the frame's padding", "quote of nothing", "client",
+       IP(src=R4, dst=C4, len=48) / ICMP(type=11) / quote(to4, 20) / Padding(bytes(to4)[20:28]))
 packet("error quoting half an IP header", "quote of nothing", "client", IP(src=R4, dst=C4) / ICMP(type=11) / quote(to4, 12))
 packet("error quoting an error", "quote of nothing", "client", IP(src=R4, dst=C4) / ICMP(type=11) / quote(IP(src=C4, dst=S4) / ICMP(type=11) / to4, 60))
 packet("error quoting IPv6", "quote of nothing", "client", IP(src=R4, dst=C4) / ICMP(type=11) / quote(to6, 60))
@@ -125,5 +129,5 @@ for i, piece in enumerate(big6):
 flow("orphan", 17, C4, 0, S4, 0)
 packet("a fragment whose first one was not seen", "orphan", "client", IP(src=C4, dst=S4, id=4243, frag=100, proto=17) / (b"f" * 64))
 
-json.dump(dict(flows=flows, packets=packets), sys.stdout, indent=1)
+json.dump(dict(flows=flows, packets=packets), sys.stdout, indent=2)
 print()

@@ -9,8 +9,10 @@ import made from './packets.json' with { type: 'json' }
 
 export interface Flow {
   protocol: number
-  client: [string, number]
-  server: [string, number]
+  client: string
+  clientPort: number
+  server: string
+  serverPort: number
 }
 
 export interface Packet {
@@ -20,7 +22,7 @@ export interface Packet {
   hex: string
 }
 
-export const flows = made.flows as unknown as Record<string, Flow>
+export const flows = made.flows as Record<string, Flow>
 export const packets = made.packets as Packet[]
 
 /** What readKey said of a packet. */
