@@ -1,33 +1,10 @@
 // Offline conversion of one capture file, as a job of a thread pool.
 
-import {
-  type CaptureFile,
-  type CaptureFormat,
-  Origins,
-  type OutputFile,
-  PcapReader,
-  PcapWriter,
-} from '../src/device/pcap.ts'
-import { Counters, type CountersHandle } from '../src/memory/counters.ts'
+import type { ConvertJob, ConvertResult } from '../src/control/worker-input.ts'
+import { Origins, PcapReader, PcapWriter } from '../src/device/pcap.ts'
+import { Counters } from '../src/memory/counters.ts'
 import { createPool, HEADROOM, Pool } from '../src/memory/pool.ts'
 import { Converter } from '../src/pipeline/converter.ts'
-import type { TunnelConfig } from '../src/pipeline/tunnel.ts'
-
-export interface ConvertJob {
-  direction: 'encap' | 'decap'
-  tunnel: TunnelConfig
-  input: CaptureFile
-  output: OutputFile
-  format: CaptureFormat
-  /** One double, written as the work goes on: packets read. */
-  progress: SharedArrayBuffer
-}
-
-export interface ConvertResult {
-  counters: CountersHandle
-  /** What was wrong with the input, or with writing the output; all that could be converted was. */
-  faults: string[]
-}
 
 /** Frames in flight: one batch, and answers of stages that make frames. */
 const FRAMES = 320

@@ -1,24 +1,11 @@
 // Merges the capture files of several replay workers into one, by the order in which their packets were read.
 
 import { workerData } from 'node:worker_threads'
-import {
-  type CaptureFile,
-  type CaptureFormat,
-  Origins,
-  type OutputFile,
-  PcapReader,
-  PcapWriter,
-} from '../src/device/pcap.ts'
+import type { MergeJob } from '../src/control/worker-input.ts'
+import { Origins, PcapReader, PcapWriter } from '../src/device/pcap.ts'
 import { Batch } from '../src/memory/batch.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { createPool, HEADROOM, Pool, SUPER_FRAME } from '../src/memory/pool.ts'
-
-export interface MergeJob {
-  /** Each file and, for each of its packets, the number of the packet that it goes back to. */
-  parts: { file: CaptureFile; order: Int32Array }[]
-  output: OutputFile
-  format: CaptureFormat
-}
 
 const { parts, output, format } = workerData as MergeJob
 const counters = new Counters()

@@ -2,10 +2,12 @@
 
 import type { DeviceSpec } from '../device/open.ts'
 import type { CaptureFile, CaptureFormat, OutputFile, Rate } from '../device/pcap.ts'
+import type { CountersHandle } from '../memory/counters.ts'
 import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
 import type { ForwarderOptions } from '../pipeline/forwarder.ts'
 import type { ReplayerOptions } from '../pipeline/replayer.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { WorkerInput } from './spawn.ts'
 
 /** One pod interface as the worker serves it. */
@@ -62,5 +64,31 @@ export interface ReplayInput extends WorkerInput {
 export interface ReplayResult {
   /** For each packet written, the number of the packet that it goes back to. */
   order: Int32Array
+  faults: string[]
+}
+
+/** Input of workers/merge. */
+export interface MergeJob {
+  /** Each file and, for each of its packets, the number of the packet that it goes back to. */
+  parts: { file: CaptureFile; order: Int32Array }[]
+  output: OutputFile
+  format: CaptureFormat
+}
+
+/** What a call of workers/convert takes. */
+export interface ConvertJob {
+  direction: 'encap' | 'decap'
+  tunnel: TunnelConfig
+  input: CaptureFile
+  output: OutputFile
+  format: CaptureFormat
+  /** One double, written as the work goes on: packets read. */
+  progress: SharedArrayBuffer
+}
+
+/** What it returns. */
+export interface ConvertResult {
+  counters: CountersHandle
+  /** What was wrong with the input, or with writing the output; all that could be converted was. */
   faults: string[]
 }

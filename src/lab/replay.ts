@@ -6,9 +6,8 @@
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { MergeJob } from '../../workers/merge.ts'
 import { type RunningWorker, spawnWorker } from '../control/spawn.ts'
-import { REPLAY_STATUS, type ReplayInput, type ReplayResult } from '../control/worker-input.ts'
+import { type MergeJob, REPLAY_STATUS, type ReplayInput, type ReplayResult } from '../control/worker-input.ts'
 import { createLoopback } from '../device/loopback.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import {
