@@ -3,8 +3,12 @@
 import fc from 'fast-check'
 import ipaddr from 'ipaddr.js'
 import { describe, expect, it } from 'vitest'
-import { FRAGMENT_MS } from '../../src/flow/fragments.ts'
-import { randomSeed } from '../../src/flow/hash.ts'
+import { FRAGMENT_MS, FragmentTable } from '../../src/flow/fragments.ts'
+import { FIXED_SEED, randomSeed } from '../../src/flow/hash.ts'
+import { readKey } from '../../src/flow/key.ts'
+import { createPool, Pool } from '../../src/memory/pool.ts'
+import { parse } from '../../src/pipeline/parse.ts'
+import { allocatedBy, PER_READING } from './heap.ts'
 import { bytesOf, type Flow, flows, packets, Reader } from './packets.ts'
 
 const ATTACHMENT = 7
@@ -64,6 +68,26 @@ describe('readKey', () => {
     const bytes = bytesOf(packets[0])
     expect(other.read(bytes).key).toEqual(new Reader().read(bytes).key)
     expect(other.read(bytes).hash).not.toBe(new Reader().read(bytes).hash)
+  })
+})
+
+describe('readKey on the path', () => {
+  it('allocates nothing for 1,000,000 packets of every kind', () => {
+    const pool = new Pool(createPool({ frames: packets.length, frameSize: 4096, headroom: 256 }))
+    const fragments = new FragmentTable()
+    for (const packet of packets) {
+      const frame = pool.alloc()
+      const bytes = bytesOf(packet)
+      pool.bytes.set(bytes, pool.start[frame])
+      pool.length[frame] = bytes.length
+      pool.time[frame] = 1.7e12 + 0.5
+      expect(parse(pool, frame, pool.start[frame], pool.start[frame] + bytes.length)).toBe(0)
+    }
+    const steps = 4000
+    const step = () => {
+      for (let i = 0; i < 250; i++) readKey(pool, i % packets.length, fragments, FIXED_SEED, true)
+    }
+    expect(allocatedBy(steps, step)).toBeLessThan(steps * PER_READING)
   })
 })
 
