@@ -1,19 +1,17 @@
 // Trace: a device around a device that writes a line a packet.
-import { writeSync } from 'node:fs'
 import type { Batch } from '../memory/batch.ts'
 import type { Pool } from '../memory/pool.ts'
 import { type ShowOptions, show } from '../wire/show.ts'
 import type { Device } from './device.ts'
 
-/** Plain data that passes through workerData. */
 export interface TraceOptions extends ShowOptions {
+  /** Takes a line, without a newline. NB: in a worker, process.stderr would show it only when the loop ends. */
+  write: (line: string) => void
   /** Lines at most; endless when not given. */
   count?: number
-  /** File descriptor that lines go to; standard error when not given. */
-  fd?: number
 }
 
-/** Writes a line for each packet received (`<`) and transmitted (`>`), until nobody reads them. For people: it allocates. */
+/** Writes a line for each packet received (`<`) and transmitted (`>`). For people: it allocates. */
 export class TraceDevice implements Device {
   readonly name: string
   readonly capabilities: number
@@ -40,7 +38,6 @@ export class TraceDevice implements Device {
   receive(batch: Batch): number {
     const before = batch.length
     const received = this.device.receive(batch)
-    // NB: in a worker, process.stderr would write only when the loop ends.
     for (let i = before; i < batch.length && this.left > 0; i++) this.line('<', batch.frames[i])
     return received
   }
@@ -60,10 +57,6 @@ export class TraceDevice implements Device {
     const text = show(pool.bytes, start, start + pool.length[frame], options)
     const segments = pool.gso[frame] === 0 ? '' : ` (segments of ${pool.gsoSize[frame]})`
     this.left--
-    try {
-      writeSync(options.fd ?? 2, `${this.name} ${direction} ${text}${segments}\n`)
-    } catch {
-      this.left = 0
-    }
+    options.write(`${this.name} ${direction} ${text}${segments}`)
   }
 }
