@@ -17,7 +17,7 @@ import * as ethernet from '../wire/ethernet.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
-import { setAddress } from './address.ts'
+import { Base } from './address.ts'
 
 /** Datagrams, or coalesced runs of them, a call. */
 const MOST = 64
@@ -51,7 +51,7 @@ export class UdpReceiver {
   private readonly v: DataView
   private readonly b: Uint8Array
   private readonly at: number
-  private readonly base: number
+  private readonly base: Base
   private tos = 0
   private segment = 0
   private local = 0
@@ -66,15 +66,16 @@ export class UdpReceiver {
     this.b = new Uint8Array(MOST * (MESSAGE + IOVEC + NAME + CONTROL))
     this.v = new DataView(this.b.buffer)
     this.at = addressOf(this.b)
-    this.base = addressOf(pool.bytes)
+    this.base = new Base(pool.bytes)
+    const own = new Base(this.b)
     // A coalesced run that does not fit a frame would be lost as a whole.
     if (handle.gro && pool.frameSize - pool.headroom < LARGEST) setsockopt(handle.fd, O.SOL_UDP, O.UDP_GRO, 0)
     for (let i = 0; i < MOST; i++) {
       const message = i * MESSAGE
-      setAddress(this.v, message, this.at + nameAt(i))
-      setAddress(this.v, message + 16, this.at + iovecAt(i))
+      own.write(this.v, message, nameAt(i))
+      own.write(this.v, message + 16, iovecAt(i))
       this.v.setUint32(message + 24, 1, true)
-      setAddress(this.v, message + 32, this.at + controlAt(i))
+      own.write(this.v, message + 32, controlAt(i))
       this.arm(i)
     }
   }
@@ -140,7 +141,7 @@ export class UdpReceiver {
   private lay(i: number, frame: number): void {
     const at = this.pool.start[frame] + this.headers
     this.frames[i] = frame
-    setAddress(this.v, iovecAt(i), this.base + at)
+    this.base.write(this.v, iovecAt(i), at)
     this.v.setUint32(iovecAt(i) + 8, this.pool.limit(frame) - at, true)
   }
 

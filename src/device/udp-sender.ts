@@ -18,7 +18,7 @@ import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
-import { getAddress, setAddress } from './address.ts'
+import { Base } from './address.ts'
 
 /** Messages a call; one more is kept for sending datagrams one by one. */
 const MESSAGES = 64
@@ -52,12 +52,14 @@ export class UdpSender {
   private readonly v: DataView
   private readonly b: Uint8Array
   private readonly at: number
-  private readonly base: number
+  private readonly own: Base
+  private readonly base: Base
   /** Where the datagram size stands in a control area. */
   private readonly sizeAt: number
 
   // The frames of message m are [firstFrame[m], firstFrame[m + 1]) of `frames`, an iovec each.
   private readonly frames = new Int32Array(IOVECS)
+  private readonly payloads = new Int32Array(IOVECS)
   private readonly firstFrame = new Int32Array(MESSAGES + 1)
   private readonly pollfd = new Int32Array(2)
   private readonly pollfdAt = addressOf(this.pollfd)
@@ -83,7 +85,8 @@ export class UdpSender {
     this.b = new Uint8Array(controlAt(MESSAGES + 1))
     this.v = new DataView(this.b.buffer)
     this.at = addressOf(this.b)
-    this.base = addressOf(pool.bytes)
+    this.own = new Base(this.b)
+    this.base = new Base(pool.bytes)
     this.sizeAt = TOS_SPACE + (this.manyAddresses ? (this.four ? 32 : 40) : 0)
     for (let m = 0; m <= MESSAGES; m++) this.prepare(m)
   }
@@ -106,11 +109,11 @@ export class UdpSender {
 
   /** What never changes in the orders for a message. */
   private prepare(m: number): void {
-    const { v, four } = this
+    const { v, four, own } = this
     const control = controlAt(m)
-    setAddress(v, m * MESSAGE, this.at + nameAt(m))
+    own.write(v, m * MESSAGE, nameAt(m))
     v.setUint32(m * MESSAGE + 8, four ? SOCKADDR.IPV4 : SOCKADDR.IPV6, true)
-    setAddress(v, m * MESSAGE + 32, this.at + control)
+    own.write(v, m * MESSAGE + 32, control)
     v.setUint16(nameAt(m), four ? AF.INET : AF.INET6, true)
     setControl(v, control, four ? O.SOL_IP : O.SOL_IPV6, four ? O.IP_TOS : O.IPV6_TCLASS, 4)
     if (this.manyAddresses) {
@@ -149,9 +152,10 @@ export class UdpSender {
     if (several || !this.fits(length)) this.begin(several ? pool.gsoSize[frame] : length)
     const { v, used } = this
     const m = this.messages - 1
-    setAddress(v, iovecAt(used), this.base + this.payload)
+    this.base.write(v, iovecAt(used), this.payload)
     v.setUint32(iovecAt(used) + 8, length, true)
     this.frames[used] = frame
+    this.payloads[used] = this.payload
     this.used = used + 1
     this.bytes += length
     v.setUint32(m * MESSAGE + 24, this.used - this.firstFrame[m], true)
@@ -199,7 +203,7 @@ export class UdpSender {
       for (let i = 0; i < address; i++) b[source + i] = pool.bytes[from + i]
     }
     v.setUint16(control + this.sizeAt + CMSG, size, true)
-    setAddress(v, m * MESSAGE + 16, this.at + iovecAt(this.used))
+    this.own.write(v, m * MESSAGE + 16, iovecAt(this.used))
     v.setUint32(m * MESSAGE + 40, this.sizeAt, true)
     this.firstFrame[m] = this.used
     this.size = size
@@ -250,15 +254,14 @@ export class UdpSender {
     const size = v.getUint16(controlAt(m) + this.sizeAt + CMSG, true)
     const one = MESSAGES * MESSAGE
     b.copyWithin(one, m * MESSAGE, (m + 1) * MESSAGE)
-    setAddress(v, one + 16, this.at + iovecAt(IOVECS))
+    this.own.write(v, one + 16, iovecAt(IOVECS))
     v.setUint32(one + 24, 1, true)
     v.setUint32(one + 40, this.sizeAt, true)
     for (let i = this.firstFrame[m]; i < this.firstFrame[m + 1]; i++) {
-      const from = getAddress(v, iovecAt(i))
       const length = v.getUint32(iovecAt(i) + 8, true)
       let reason = 0
       for (let at = 0; at < length; at += size) {
-        setAddress(v, iovecAt(IOVECS), from + at)
+        this.base.write(v, iovecAt(IOVECS), this.payloads[i] + at)
         v.setUint32(iovecAt(IOVECS) + 8, Math.min(size, length - at), true)
         const sent = sendmmsg(this.fd, this.at + one, 1, 0)
         counters.called()
