@@ -93,9 +93,9 @@ function refuseSame(path: string, reading: CaptureFile): void {
     throw new DetourError('usage', `${path} is the file that is being read: write to another`)
 }
 
-function open(path: string, flags: string): number {
+function open(path: string, flags: string, mode = 0o666): number {
   try {
-    return openSync(path, flags)
+    return openSync(path, flags, mode)
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
     if (code === 'ENOENT') throw new DetourError('not-found', `${path}: no such file or directory`, { cause: error })
@@ -106,7 +106,7 @@ function open(path: string, flags: string): number {
 
 function temporary(): number {
   const path = join(tmpdir(), `detour-${process.pid}-${Math.random().toString(36).slice(2)}`)
-  const fd = openSync(path, 'wx+', 0o600)
+  const fd = open(path, 'wx+', 0o600)
   unlinkSync(path)
   return fd
 }

@@ -30,7 +30,10 @@ export interface PcapReaderOptions {
   origins?: Origins
 }
 
+/** Holds the largest record; a block that is larger is passed over. */
 const CHUNK = 1 << 20
+/** Bytes a system call: more would leave the second-level cache before they are used. */
+const READ = 1 << 18
 
 /** Receives the packets of a capture file; transmitting to it drops. `close` leaves the descriptor to whoever opened it. */
 export class PcapReader implements Device {
@@ -63,7 +66,7 @@ export class PcapReader implements Device {
   private ready = false
   private done = false
 
-  /** Clock at the first packet, and its timestamp in ms. */
+  /** Clock at the first packet that has a time, and that time in ms. */
   private begun = Number.NaN
   private first = 0
   private released = 0
@@ -130,9 +133,10 @@ export class PcapReader implements Device {
     this.ready = false
   }
 
-  // The clock's time at which the record that is ready is due.
+  // The clock's time at which the record that is ready is due. A simple pcapng block has no time: it is due at once.
   private dueAt(now: number): number {
     const { record, rate } = this
+    if (rate === '1x' && record.interface < 0) return now
     const time = record.seconds * 1000 + record.nanoseconds / 1e6
     if (Number.isNaN(this.begun)) {
       this.begun = now
@@ -235,7 +239,8 @@ export class PcapReader implements Device {
       this.at = 0
     }
     try {
-      const read = readSync(this.file.fd, chunk, this.end, CHUNK - this.end, this.base + this.end)
+      const room = Math.min(READ, CHUNK - this.end)
+      const read = readSync(this.file.fd, chunk, this.end, room, this.base + this.end)
       this.counters.called()
       this.end += read
       return read > 0
@@ -246,7 +251,7 @@ export class PcapReader implements Device {
 
   private stop(at: number, what: string): false {
     const { name } = this.file
-    const text = `${name}: offset ${this.base + at}: ${what}; the ${this.packets} packets before it were read`
+    const text = `${name}: offset ${this.base + at}: ${what} (packets read before it: ${this.packets})`
     this.fault = new DetourError('bad-file', text)
     this.done = true
     return false

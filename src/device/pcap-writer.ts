@@ -38,7 +38,8 @@ export interface PcapWriterOptions {
 /** Directions of a packet, as in epb_flags; NONE writes no flags. */
 export const DIRECTION = { NONE: 0, RECEIVED: 1, TRANSMITTED: 2 } as const
 
-const FLUSH = 1 << 20
+// Bytes a system call: more would leave the second-level cache before they are written.
+const FLUSH = 1 << 18
 // Behind the flush mark there is room for one more packet with options, or one more block that was read whole.
 const RESERVE = 2 << 20
 

@@ -34,7 +34,7 @@ const FAULTS = [
   'the file does not start with a section header',
   'the packet names an interface that its section has not described',
   'the timestamp resolution of an interface is finer than 2^-45 s',
-  'the block is larger than 16 MiB',
+  'the block is larger than 16 MiB, or than 1 MiB and holds a packet',
 ] as const
 
 /** Faults of a record, by name; a reader returns the number negated. */
