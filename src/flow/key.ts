@@ -111,27 +111,27 @@ function writeKey(
   attachment: number,
   ports: number,
 ): number {
-  const words = version === 4 ? 1 : 4
-  const source = network + (version === 4 ? ipv4.SOURCE : ipv6.SOURCE)
   let order = 0
-  for (let i = 0; i < 4; i++) {
-    const from = i < words ? i32(b, source + (i << 2)) : 0
-    const to = i < words ? i32(b, source + ((i + words) << 2)) : 0
-    keys[at + KEY.A + i] = from
-    keys[at + KEY.B + i] = to
-    if (order === 0 && from !== to) order = (from ^ SIGN) > (to ^ SIGN) ? 1 : -1
+  if (version === 4) {
+    const from = ipv4.source(b, network)
+    const to = ipv4.destination(b, network)
+    order = compare(from, to)
+    for (let i = KEY.A; i < KEY.WORDS; i++) keys[at + i] = 0
+    keys[at + KEY.A] = order > 0 ? to : from
+    keys[at + KEY.B] = order > 0 ? from : to
+  } else {
+    for (let i = 0; i < 8; i++) keys[at + KEY.A + i] = ipv6.word(b, network, i)
+    for (let i = 0; i < 4 && order === 0; i++) order = compare(keys[at + KEY.A + i], keys[at + KEY.B + i])
+    for (let i = at + KEY.A; order > 0 && i < at + KEY.B; i++) {
+      const source = keys[i]
+      keys[i] = keys[i + 4]
+      keys[i + 4] = source
+    }
   }
-  const swapped = (ports << 16) | (ports >>> 16)
-  const reversed = order === 0 ? ports >>> 16 > (ports & 0xffff) : order > 0
+  const reversed = order > 0 || (order === 0 && ports >>> 16 > (ports & 0xffff))
   keys[at + KEY.KIND] = (version << 24) | (protocol << 16) | attachment
-  keys[at + KEY.PORTS] = reversed ? swapped : ports
-  if (!reversed) return 0
-  for (let i = 0; i < words; i++) {
-    const from = keys[at + KEY.A + i]
-    keys[at + KEY.A + i] = keys[at + KEY.B + i]
-    keys[at + KEY.B + i] = from
-  }
-  return 1
+  keys[at + KEY.PORTS] = reversed ? (ports << 16) | (ports >>> 16) : ports
+  return reversed ? 1 : 0
 }
 
 // Writes the name of the fragmented datagram to which the packet belongs; false when it is no fragment.
@@ -214,4 +214,9 @@ function transport4(b: Uint8Array, network: number): number {
 function packetEnd(b: Uint8Array, network: number, version: number, limit: number): number {
   const length = version === 4 ? ipv4.totalLength(b, network) : ipv6.HEADER + ipv6.payloadLength(b, network)
   return Math.min(limit, network + length)
+}
+
+// Orders words as unsigned numbers.
+function compare(x: number, y: number): number {
+  return x === y ? 0 : (x ^ SIGN) > (y ^ SIGN) ? 1 : -1
 }

@@ -59,7 +59,7 @@ const TAG = 21
 const ROW_BITS = (1 << TAG) - 1
 const FULL_BUDGET = 64
 // Fewer flows live in the caches anyway.
-const WARM_FROM = 8192
+const WARM_FROM = 65_536
 
 /** The slots of the index: a power of two, at least two a flow. */
 export function slotsFor(capacity: number): number {
@@ -130,7 +130,7 @@ export class FlowTable {
 
   /**
    * Reads what `find` and `touch` of a batch will need, hash by frame, without using it. One packet after the other waits
-   * for memory each time (about 150 ns a line beyond the caches); without a dependence between them, ten wait together.
+   * for memory each time (about 150 ns a line in a table beyond the caches); without a dependence between them, ten wait together.
    */
   warm(batch: Batch, hash: Int32Array): void {
     if (this.header[HEADER.COUNT] < WARM_FROM) return
