@@ -36,7 +36,7 @@ ${PAGE_STYLE}</style>
 </header>
 <main>
 ${tiles(report)}
-${section('topology', 'Topology', 'Network namespaces on one machine; packets as the kernel counted them on each interface up to the end of the bulk transfer.', renderTopology(report))}
+${section('topology', 'Topology', 'Network namespaces on one machine; packets as the kernel counted them on each interface, from the start of gateway and node to the end of the bulk transfer.', renderTopology(report))}
 ${section('steps', 'Steps', '', steps(report.steps))}
 ${throughput(report)}
 ${failMode(report)}
@@ -87,7 +87,8 @@ function tiles(report: LabReport): string {
   if (base !== undefined) list.push([base.toFixed(1), 'Gbit/s', 'the same without Detour'])
   const gateway = report.faces.find(face => face.face === 'gateway')
   const stopped = gateway?.drops.filter(isPolicy).reduce((sum, row) => sum + row.packets, 0)
-  if (stopped !== undefined) list.push([compact(stopped), 'packets', 'stopped by a rule of the gateway'])
+  if (stopped !== undefined)
+    list.push([compact(stopped), stopped === 1 ? 'packet' : 'packets', 'stopped by a rule of the gateway'])
   const lost = report.probe?.records.filter(record => record.answeredMs === null).length
   if (lost !== undefined)
     list.push([compact(lost), `of ${compact(report.probe!.records.length)}`, 'probes lost while processes were killed'])

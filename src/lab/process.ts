@@ -126,6 +126,8 @@ function follow(child: ChildProcess, name: string, { onLine, log }: StartOptions
     },
     release() {
       child.unref()
+      child.stdout?.destroy()
+      child.stderr?.destroy()
     },
     failure: why => new DetourError('system', `lab: ${name}: ${why}: ${tail(running)}`),
     async stop(signal = 'SIGTERM') {

@@ -43,8 +43,9 @@ export interface LabReport {
   options: { profile: string; family: 'IPv4' | 'IPv6'; failMode: 'open' | 'closed' }
   places: Record<Role, { namespace: string; interface: string; address: string }>
   steps: StepResult[]
-  /** Taken after the bulk transfer through the tunnel. */
+  /** From the start of gateway and node to the end of the bulk transfer. */
   links: Partial<Record<Role, LinkCounters>>
+  /** At the end of the bulk transfer. */
   faces: FaceSnapshot[]
   throughput: { label: string; bulk: Bulk }[]
   probe: { intervalMs: number; records: ProbeRecord[]; events: { atMs: number; label: string }[] } | null

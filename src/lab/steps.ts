@@ -48,6 +48,7 @@ export const STEPS: Step[] = [
     name: 'Start gateway and node',
     expectation: lab => `both answer on their control sockets; both pods are attached, fail-${lab.options.failMode}`,
     async run(lab) {
+      lab.report.links = links(topology(lab))
       lab.progress('starting the gateway')
       lab.gateway = await startGateway(faceOptions(lab))
       lab.progress('starting the node')
@@ -93,7 +94,7 @@ export const STEPS: Step[] = [
     async run(lab) {
       const bulk = await transfer(lab, 'through tunnel and gateway')
       lab.report.faces = await Promise.all([snapshot(topology(lab), 'node'), snapshot(topology(lab), 'gateway')])
-      lab.report.links = links(topology(lab))
+      lab.report.links = since(lab.report.links, links(topology(lab)))
       lab.report.captures = captures(lab.options.report)
       const carried = flowBytes(lab.report.faces[1], PORT.bulk)
       const share = Math.round((100 * bulk.gbps) / (lab.report.throughput[0]?.bulk.gbps || Number.NaN))
@@ -255,6 +256,17 @@ function links(topology: Topology): Record<Role, LinkCounters> {
     return { rxPackets: rx.packets, rxBytes: rx.bytes, txPackets: tx.packets, txBytes: tx.bytes }
   }
   return { client: read('client'), server: read('server'), node: read('node'), gateway: read('gateway') }
+}
+
+function since(
+  before: Partial<Record<Role, LinkCounters>>,
+  now: Record<Role, LinkCounters>,
+): Record<Role, LinkCounters> {
+  for (const role of ROLES) {
+    for (const key of ['rxPackets', 'rxBytes', 'txPackets', 'txBytes'] as const)
+      now[role][key] -= before[role]?.[key] ?? 0
+  }
+  return now
 }
 
 function flowBytes(face: FaceSnapshot, port: number): number {
