@@ -65,6 +65,7 @@ export class Engine {
     this.live = live
     this.log = new VerdictLog(logFd < 0 ? block => block.length : fileSink(logFd))
     const timeOriginMs = live ? Date.now() - monotonicMs() : 0
+    const splitCounters = counters.stage('split')
     const decap = new Decap(pool, counters.stage('decap'), tunnel, { anyPeer: true, keep: true, anyInner: false })
     this.inspect = new Inspect(pool, counters.stage('inspect'), {
       profile,
@@ -78,7 +79,7 @@ export class Engine {
     const turn = new Turn(pool, counters.stage('turn'), profile, tunnel.ttl, own)
     const complete = new Complete(pool, counters.stage('complete'), underlay)
     const out = new Batch(OUT)
-    const split = new Split(pool, counters.stage('split'), batch => {
+    const split = new Split(pool, splitCounters, batch => {
       decap.run(batch)
       this.inspect.run(batch, out)
       turn.run(out)
