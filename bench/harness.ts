@@ -2,7 +2,7 @@
 // the order alternated from round to round. Prints medians and spreads; a measurement that fails is a failure, never a number.
 
 import { appendFileSync } from 'node:fs'
-import { cpus, release } from 'node:os'
+import { cpus, loadavg, release } from 'node:os'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import benny from 'benny'
@@ -78,6 +78,11 @@ export class Bench {
     return results
   }
 
+  /** Says why nothing is measured here. */
+  skip(reason: string): void {
+    console.log(`  skipped: ${reason}`)
+  }
+
   private record(result: Result): void {
     if (this.json !== undefined) appendFileSync(this.json, `${JSON.stringify({ ...result, machine: this.machine })}\n`)
   }
@@ -97,9 +102,12 @@ export function calls(body: () => unknown, count = 1, maxTime = 0.2): () => Prom
   }
 }
 
-/** A measurement of one run of `body`, which does something `count` times: ns each. */
+/** A measurement of one run of `body`, which does something `count` times: ns each. The first run is not measured: it is compiled in. */
 export function each(count: number, body: () => void): () => number {
+  let compiled = false
   return () => {
+    if (!compiled) body()
+    compiled = true
     const from = process.hrtime.bigint()
     body()
     return Number(process.hrtime.bigint() - from) / count
@@ -179,5 +187,6 @@ async function quietly<T>(body: () => Promise<T>): Promise<T> {
 function machine(): string {
   const model = cpus()[0]?.model ?? 'unknown processor'
   const date = new Date().toISOString().slice(0, 10)
-  return `${model}, ${cpus().length} cores, Linux ${release()}, Node ${process.version}, ${date}`
+  const load = `load ${loadavg()[0].toFixed(1)} at the start`
+  return `${model}, ${cpus().length} cores, Linux ${release()}, Node ${process.version}, ${date}, ${load}`
 }

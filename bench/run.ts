@@ -1,5 +1,5 @@
-// Runs benches by name: `npm run bench -- flow pipeline --rounds 7 --json results.jsonl`. A bench is a file here that
-// exports `run(bench: Bench): Promise<void>`.
+// Runs benches by name: `npm run bench -- flow tcp --rounds 7 --json results.jsonl`; all of them when none is
+// named. A bench is a file here that exports `run(bench: Bench): Promise<void>`. `--quick` only sees that everything runs.
 
 import { readdirSync } from 'node:fs'
 import { basename, extname } from 'node:path'
@@ -15,7 +15,7 @@ const known = readdirSync(new URL('.', import.meta.url))
 
 function usage(problem: string): never {
   console.error(
-    `${problem}\nusage: npm run bench -- [--rounds N] [--short] [--json FILE] NAME...\nnames: ${known.join(', ')}`,
+    `${problem}\nusage: npm run bench -- [NAME...] [--quick] [--rounds N] [--json FILE]\nnames: ${known.join(', ')}`,
   )
   process.exit(2)
 }
@@ -24,7 +24,7 @@ function options() {
   try {
     return parseArgs({
       allowPositionals: true,
-      options: { rounds: { type: 'string' }, short: { type: 'boolean', default: false }, json: { type: 'string' } },
+      options: { rounds: { type: 'string' }, quick: { type: 'boolean', default: false }, json: { type: 'string' } },
     })
   } catch (error) {
     return usage((error as Error).message)
@@ -32,7 +32,7 @@ function options() {
 }
 
 const { values, positionals } = options()
-const { short, json } = values
+const { quick: short, json } = values
 const rounds = Number(values.rounds ?? (short ? 1 : 5))
 if (!Number.isInteger(rounds) || rounds < 1) usage(`--rounds ${values.rounds}: a number from 1`)
 for (const name of positionals) if (!known.includes(name)) usage(`no bench is called '${name}'`)
