@@ -1,9 +1,17 @@
 // detour lab: the whole topology on this machine, with real traffic, a table as it goes, and a report.
 
+import { mkdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { FAIL_MODES, type FailMode, PROFILE_PORT, type ProfileName } from '../control/config.ts'
+import { packageRoot } from '../control/package.ts'
+import { readRules } from '../gateway/rules.ts'
+import { runReplay } from '../lab/replay.ts'
 import { type LabEvents, type LabOptions, runLab } from '../lab/run.ts'
 import { cleanUp, whyNoLab } from '../lab/topology.ts'
+import { tunnelOf } from './options.ts'
+import { asData, asText } from './replay.ts'
 import { duration, Progress, painter, printable } from './table.ts'
 
 interface Options {
@@ -54,7 +62,7 @@ Examples:
 
 async function lab(options: Options): Promise<void> {
   const reason = whyNoLab()
-  if (reason !== null) return replayInstead(reason)
+  if (reason !== null) return replayInstead(reason, options)
   if (options.clean) {
     const removed = cleanUp(true)
     console.log(removed.length === 0 ? 'Nothing was left.' : `Removed: ${removed.join(', ')}.`)
@@ -121,9 +129,37 @@ class Screen implements LabEvents {
   }
 }
 
-async function replayInstead(reason: string): Promise<void> {
-  console.log(`The laboratory cannot run here: ${reason}.`)
-  process.exitCode = 1
+/** The shipped capture through the same stages in memory, with a rule file that stops one of its requests. */
+async function replayInstead(reason: string, { profile, report: folder, json }: Options): Promise<void> {
+  const [input, policy] = ['captures/http.pcap', 'policy/example.yaml'].map(name =>
+    fileURLToPath(new URL(`fixtures/${name}`, packageRoot)),
+  )
+  mkdirSync(folder, { recursive: true })
+  const output = join(folder, 'returned.pcap')
+  const log = join(folder, 'verdicts.jsonl')
+  const rules = readRules(policy)
+  const report = await runReplay({
+    input,
+    output,
+    log,
+    tunnel: tunnelOf({ profile }),
+    rules,
+    live: false,
+    rate: 'max',
+    workers: 1,
+  })
+  const stopped = readFileSync(log, 'utf8')
+    .split('\n')
+    .filter(line => line !== '' && !line.includes('"action":"allow"'))
+  if (json) console.log(JSON.stringify({ instead: reason, ...asData(report) }, null, 2))
+  else {
+    console.log(
+      `The laboratory cannot run here: ${reason}. Instead, a capture goes through the dataplane and a gateway in memory.\n`,
+    )
+    console.log(asText(report, { profile }).join('\n'))
+    console.log(`\nStopped by ${policy}:\n${stopped.join('\n')}\n\nReturned packets: ${output}; verdicts: ${log}`)
+  }
+  process.exitCode = report.faults.length === 0 && report.unchanged > 0 && stopped.length > 0 ? 0 : 1
 }
 
 function parseSeconds(value: string): number {

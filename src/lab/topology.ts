@@ -61,7 +61,15 @@ const ADDRESS = {
 export function whyNoLab(): string | null {
   if (process.platform !== 'linux') return 'network namespaces need Linux'
   if (process.getuid?.() !== 0) return 'network namespaces and BPF programs need root'
-  return null
+  // Root of a container may lack CAP_NET_ADMIN (bit 12) or CAP_SYS_ADMIN (bit 21); capabilities(7).
+  const effective = BigInt(`0x${/^CapEff:\s*(\w+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0'}`)
+  for (const [name, bit] of [
+    ['CAP_NET_ADMIN', 12n],
+    ['CAP_SYS_ADMIN', 21n],
+  ] as const) {
+    if ((effective & (1n << bit)) === 0n) return `this root user has no ${name}`
+  }
+  return existsSync('/dev/net/tun') ? null : '/dev/net/tun is missing'
 }
 
 /** Builds the namespaces, links and addresses of one run; throws `permission`, `usage` when the run is alive, or `system`. */
@@ -274,11 +282,13 @@ function isAlive(state: State): boolean {
   return state.startTime !== '' && startTime(state.pid) === state.startTime
 }
 
-/** Field 22 of /proc/pid/stat; the name before it may hold spaces and parentheses. */
+/** Field 22 of /proc/pid/stat (proc(5)), null when the process is gone; the name in front may hold spaces and parentheses. */
 function startTime(pid: number): string | null {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+    // A zombie has ended, though nobody has asked for its status yet.
+    return fields[0] === 'Z' ? null : fields[19]
   } catch {
     return null
   }

@@ -1,7 +1,7 @@
 // The whole laboratory as people run it: every step must do what it should, and nothing may stay behind.
 
 import { execFileSync, spawn } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -18,8 +18,11 @@ interface Outcome {
   steps: { name: string; ok: boolean | null; observed: string }[]
 }
 
-function detour(args: string[]): Promise<{ status: number | null; stdout: string; stderr: string }> {
-  const child = spawn(process.execPath, [MAIN, ...args])
+function detour(
+  args: string[],
+  user: { uid?: number; gid?: number } = {},
+): Promise<{ status: number | null; stdout: string; stderr: string }> {
+  const child = spawn(process.execPath, [MAIN, ...args], user)
   let stdout = ''
   let stderr = ''
   child.stdout.on('data', text => {
@@ -106,9 +109,51 @@ describe.skipIf(reason !== null)(`lab run${reason === null ? '' : ` (skipped: ${
     LIMIT_MS,
   )
 
+  it(
+    'keeps everything running when asked to, until it is told to clean up',
+    async () => {
+      const run = `k${process.pid % 10_000}`
+      const report = join(folder, 'kept')
+      const kept = await detour(['lab', '--run', run, '--report', report, '--fail', 'open', '--seconds', '1', '--keep'])
+      expect(kept.status, kept.stdout).toBe(0)
+      const enter = ['netns', 'exec', `detour-lab-${run}-client`]
+      const client = new URL('dist/src/lab/programs/http-client.js', packageRoot).pathname
+      const fetch = (page: string) =>
+        JSON.parse(
+          execFileSync('ip', [...enter, process.execPath, client, `http://10.244.0.3:8080/${page}`, '3000'], {
+            encoding: 'utf8',
+          }),
+        )
+      expect(fetch('allowed')).toMatchObject({ status: 200 })
+      expect(fetch('secret')).toMatchObject({ status: null })
+      expect((await detour(['lab', '--clean'])).stdout).toContain(run)
+      expect(leftOver(run)).toEqual([])
+    },
+    LIMIT_MS,
+  )
+
   it('refuses a profile that it does not know, and says which there are', async () => {
     const { status, stderr } = await detour(['lab', '--profile', 'gre'])
     expect(status).toBe(2)
     expect(stderr).toContain('geneve, vxlan')
+  })
+})
+
+const nobody = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : {}
+const unbuilt = existsSync(MAIN) ? '' : ' (skipped: dist/ is missing: run "npm run build")'
+
+describe.skipIf(unbuilt !== '')(`lab without root${unbuilt}`, () => {
+  it('says so and replays a capture, of which the gateway stops a request', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'detour-lab-'))
+    chmodSync(folder, 0o777)
+    try {
+      const { status, stdout, stderr } = await detour(['lab', '--report', join(folder, 'report')], nobody)
+      expect(status, stderr).toBe(0)
+      expect(stdout).toContain('need root')
+      expect(stdout).toContain('"rule":"block-secret","action":"drop"')
+      expect(stdout).toMatch(/returned unchanged +[1-9]/)
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
 })
