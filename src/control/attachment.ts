@@ -69,6 +69,8 @@ export interface Attachment {
   /** The heartbeat map: `new Heartbeat(mapFd)` in the worker. Closed by detach. */
   readonly mapFd: number
   readonly rung: AttachRung
+  /** How long ago the worker last said that it is alive, ms. */
+  heartbeatAgeMs(): number
   /** What the gates counted. */
   failCounters(): FailCounters
   /** Takes interception away and leaves the interface as it was found. Packets pass untouched from the first step on. */
@@ -136,6 +138,7 @@ export function attach(options: AttachOptions): Attachment {
       mtu: link.mtu,
       mapFd,
       rung: taken,
+      heartbeatAgeMs: () => heartbeat.ageMs(),
       failCounters: () => heartbeat.read(),
       detach() {
         if (!attached) return

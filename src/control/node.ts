@@ -1,11 +1,10 @@
 // A node: opens the underlay, attaches pods, starts the forwarding worker and answers for all of it.
 
 import { closeSync } from 'node:fs'
-import { CAPABILITY } from '../device/device.ts'
+import { capabilityNames } from '../device/device.ts'
 import type { DeviceSpec } from '../device/open.ts'
-import { createCapture, type OutputFile } from '../device/pcap.ts'
+import { closeCapture, createCapture, type OutputFile } from '../device/pcap.ts'
 import { openUdp } from '../device/udp.ts'
-import { DetourError } from '../errors.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
 import { createFlowTable } from '../flow/table.ts'
@@ -19,7 +18,7 @@ import { type Attachment, attach, createProtectedMap, macBytes } from './attachm
 import type { Config } from './config.ts'
 import { flowRows } from './flows.ts'
 import { type AttachmentRow, type Source, selectFlows } from './source.ts'
-import { type RunningWorker, spawnWorker } from './spawn.ts'
+import { spawnWorker } from './spawn.ts'
 import { tunnelConfig } from './tunnel.ts'
 import { openUnderlay, type Underlay } from './underlay.ts'
 import type { ForwardInput } from './worker-input.ts'
@@ -49,6 +48,8 @@ export interface NodeOptions {
   probe?: ProbeOptions
   /** Capture files for what pods send and get, and for what the underlay carries. */
   capture?: { overlay?: string; underlay?: string; limitBytes?: number }
+  /** Takes a line for each choice that was made. */
+  log?: (line: string) => void
 }
 
 export interface RunningNode {
@@ -63,10 +64,14 @@ export interface RunningNode {
 
 /** Starts a node and resolves when packets flow. Throws DetourError and leaves nothing behind. */
 export async function startNode(options: NodeOptions): Promise<RunningNode> {
-  const { config } = options
-  const undo: (() => void)[] = []
+  const { config, log = () => {} } = options
+  const tunnel = tunnelConfig(config.tunnel)
+  /** What to take away again, first made last. */
+  const made: (() => void)[] = []
+  const takeAway = () => {
+    for (const step of made.splice(0).reverse()) step()
+  }
   try {
-    const tunnel = tunnelConfig(config.tunnel)
     const underlay = openUnderlay({
       namespace: options.namespace,
       interface: options.uplink,
@@ -75,21 +80,29 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       rung: config.rungs.offload,
       attach: config.rungs.attach,
     })
-    undo.push(() => underlay.close())
+    made.push(() => underlay.close())
+    log(
+      `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${underlay.attachRung ?? 'a socket'}`,
+    )
+    const captures = openCaptures(options)
+    made.push(() => captures.close())
     const protectedMap = createProtectedMap()
-    undo.push(() => closeSync(protectedMap))
+    made.push(() => closeSync(protectedMap))
     const attachments: Attachment[] = []
-    // NB: detached last to first, before the map that they share goes.
-    undo.push(() => {
-      for (const attachment of attachments.reverse()) attachment.detach()
-    })
+    const detachAll = () => {
+      for (const attachment of attachments) attachment.detach()
+    }
+    made.push(detachAll)
     for (const pod of options.pods) {
       const { failMode, heartbeatLimitMs, rungs } = config
-      attachments.push(attach({ ...pod, failMode, heartbeatLimitMs, protectedMap, rung: rungs.attach }))
+      const attachment = attach({ ...pod, failMode, heartbeatLimitMs, protectedMap, rung: rungs.attach })
+      attachments.push(attachment)
+      const capabilities = capabilityNames(attachment.capabilities).join(' ')
+      log(
+        `attachment ${pod.id}: ${attachment.interface} by ${attachment.rung}, fail-${failMode}, TAP with ${capabilities}`,
+      )
     }
 
-    const overlay = captureFile(options.capture?.overlay, options.capture?.limitBytes)
-    const outer = captureFile(options.capture?.underlay, options.capture?.limitBytes)
     const flows = createFlowTable({
       capacity: config.flows.capacity,
       tcpIdleMs: config.flows.tcpTimeoutSeconds * 1000,
@@ -98,10 +111,10 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     const status = new SharedArrayBuffer(16)
     const input: Omit<ForwardInput, 'port'> = {
       pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
-      underlay: underlayDevice(underlay, options, outer),
+      underlay: underlayDevice(underlay, options, captures.underlay),
       attachments: attachments.map((attachment, number) => ({
         attachment: number,
-        device: podDevice(attachment, overlay),
+        device: podDevice(attachment, captures.overlay),
         mac: [...macBytes(attachment.mac)],
         failMode: config.failMode,
         heartbeatFd: attachment.mapFd,
@@ -125,28 +138,32 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       source: nodeSource(options, underlay, attachments, counters, new FlowView(flows)),
       done: worker.done,
       status: () => ({ endpointUp: words[0] === 1, probesSent: words[1], probesAnswered: words[2] }),
-      stop: () => stopNode(worker, undo),
+      async stop() {
+        // Interception first, so that no packet is on its way to a worker that is gone.
+        detachAll()
+        await worker.stop().finally(takeAway)
+      },
     }
   } catch (error) {
-    for (const step of undo.reverse()) step()
+    takeAway()
     throw error
   }
 }
 
-async function stopNode(worker: RunningWorker, undo: (() => void)[]): Promise<void> {
-  // Interception first, so that no packet is on its way to a worker that is gone; then the worker, then its underlay.
-  const [closeUnderlay, closeMap, detachAll] = undo.splice(0)
-  try {
-    detachAll?.()
-    await worker.stop()
-  } finally {
-    closeMap?.()
-    closeUnderlay?.()
-  }
+interface Captures {
+  overlay: OutputFile | undefined
+  underlay: OutputFile | undefined
+  close(): void
 }
 
-function captureFile(path: string | undefined, limitBytes: number | undefined): OutputFile | undefined {
-  return path === undefined ? undefined : { ...createCapture(path), limitBytes }
+function openCaptures({ capture }: NodeOptions): Captures {
+  const create = (path: string | undefined): OutputFile | undefined =>
+    path === undefined ? undefined : { ...createCapture(path), limitBytes: capture?.limitBytes }
+  const files = { overlay: create(capture?.overlay), underlay: create(capture?.underlay) }
+  const close = () => {
+    for (const file of Object.values(files)) if (file !== undefined) closeCapture(file)
+  }
+  return { ...files, close }
 }
 
 function podDevice(attachment: Attachment, capture: OutputFile | undefined): DeviceSpec {
@@ -228,26 +245,11 @@ function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {
     addresses: [...attachment.addresses],
     mtu: attachment.mtu,
     failMode: config.failMode,
+    heartbeatAgeMs: attachment.heartbeatAgeMs(),
     heartbeatLimitMs: config.heartbeatLimitMs,
     attachRung: attachment.rung,
     offloadRung: capabilityNames(attachment.capabilities).join(' '),
     failPassed: passed,
     failDropped: dropped,
   }
-}
-
-/** CAPABILITY bits by name, for people. */
-export function capabilityNames(capabilities: number): string[] {
-  return Object.entries(CAPABILITY)
-    .filter(([, bit]) => (capabilities & bit) !== 0)
-    .map(([name]) => name.toLowerCase().replaceAll('_', '-'))
-}
-
-/** Throws DetourError when a node cannot be started here, naming what is missing. */
-export function checkNodePrivileges(): void {
-  if (process.getuid?.() !== 0)
-    throw new DetourError(
-      'permission',
-      'a node needs root: network namespaces, TAPs and BPF programs; run it with sudo',
-    )
 }

@@ -20,6 +20,13 @@ export const CAPABILITY = {
   TUNNEL_GSO_CHECKSUM: 0x100,
 } as const
 
+/** CAPABILITY bits by name, for people. */
+export function capabilityNames(capabilities: number): string[] {
+  return Object.entries(CAPABILITY)
+    .filter(([, bit]) => (capabilities & bit) !== 0)
+    .map(([name]) => name.toLowerCase().replaceAll('_', '-'))
+}
+
 export interface Device {
   /** What people see in tables: `tap:dtr0`, `pcap:in.pcap`. */
   readonly name: string

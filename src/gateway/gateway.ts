@@ -2,11 +2,11 @@
 
 import { networkInterfaces } from 'node:os'
 import { flowRows } from '../control/flows.ts'
-import { capabilityNames } from '../control/node.ts'
 import { type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
 import { spawnWorker } from '../control/spawn.ts'
 import { addressBytes } from '../control/tunnel.ts'
 import { type OffloadRung, openUnderlay } from '../control/underlay.ts'
+import { capabilityNames } from '../device/device.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { createCapture } from '../device/pcap.ts'
 import { openUdp } from '../device/udp.ts'

@@ -10,7 +10,7 @@
 //
 // A 32-bit store cannot tear, so the program never reads half a heartbeat. Any thread may beat; the program counts.
 
-import { monotonicUnits, msToUnits } from './clock.ts'
+import { HEARTBEAT_SHIFT, monotonicUnits, msToUnits } from './clock.ts'
 import { type Mapping, mmap, munmap, PROT } from './libc.ts'
 
 /** Offsets of the fields in the map's value. */
@@ -58,6 +58,11 @@ export class Heartbeat {
   /** Lets every packet pass from now on, as if nothing were attached. */
   disable(): void {
     this.words[HEARTBEAT.ENABLED / 4] = 0
+  }
+
+  /** How long ago the worker last beat, ms; exact to 2. */
+  ageMs(): number {
+    return ((monotonicUnits() - this.words[HEARTBEAT.BEAT / 4]) | 0) * (2 ** HEARTBEAT_SHIFT / 1e6)
   }
 
   /** Reads the program's counters. */

@@ -6,7 +6,8 @@ import { serveControl } from '../../control/socket.ts'
 import type { NodeProgramInput } from '../faces.ts'
 
 const { control, config, uplink, pods, capture } = JSON.parse(process.argv[2]) as NodeProgramInput
-const node = await startNode({ config: configSchema.parse(config), namespace: '', uplink, pods, capture })
+const log = (line: string) => console.log(line)
+const node = await startNode({ config: configSchema.parse(config), namespace: '', uplink, pods, capture, log })
 const server = await serveControl(node.source, { path: control })
 
 async function stop(): Promise<void> {
