@@ -78,6 +78,8 @@ async function run(options: Options): Promise<void> {
   const logFd = options.log === undefined ? undefined : openLog(options.log)
   // With verdicts on standard output, what is for people goes beside it.
   const say = options.json || logFd !== STDOUT ? process.stdout : process.stderr
+  // Heard from here on, so that a signal never leaves an interface half changed.
+  const stopped = stopSignal()
   const gateway = await startGateway({ ...startOptions(options), rules, logFd })
   let control: ControlServer | undefined
   try {
@@ -89,7 +91,7 @@ async function run(options: Options): Promise<void> {
       control: control.path,
     }
     say.write(options.json ? `${JSON.stringify({ event: 'listening', ...listening })}\n` : introduce(listening))
-    await Promise.race([stopSignal(), gateway.done])
+    await Promise.race([stopped, gateway.done])
   } finally {
     await control?.close()
     await gateway.stop()

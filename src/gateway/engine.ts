@@ -47,6 +47,12 @@ export interface GatewayInput extends WorkerInput {
   engine: EngineOptions
 }
 
+/** What workers/gateway posts when it is done, after its counters. */
+export interface GatewayResult {
+  /** What could not be written. */
+  faults: string[]
+}
+
 /** Room for the answers beside the packets: two for each. */
 const OUT = 2 * BATCH
 const EXPIRE_BUDGET = 4096
@@ -108,6 +114,6 @@ export class Engine {
   drain(): void {
     const batch = new Batch()
     for (let i = 0; i < DRAIN_BREATHS && this.leg.device.receive(batch) > 0; i++) this.leg.run(batch)
-    this.log.flush()
+    this.log.end()
   }
 }

@@ -43,6 +43,7 @@ export function fileSink(fd: number): LogSink {
 }
 
 const BLOCK = 65_536
+const NEWLINE = 10
 const PROTOCOLS: Record<number, string> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' }
 
 /** A worker's end of the log; not shared between threads. */
@@ -73,6 +74,13 @@ export class VerdictLog {
     const taken = this.sink(this.block.subarray(0, this.used))
     this.block.copyWithin(0, taken, this.used)
     this.used -= taken
+  }
+
+  /** Hands over the rest; what is not taken now is lost. */
+  end(): void {
+    this.flush()
+    for (let i = 0; i < this.used; i++) if (this.block[i] === NEWLINE) this.lost++
+    this.used = 0
   }
 }
 

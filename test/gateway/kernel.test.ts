@@ -155,7 +155,7 @@ afterEach(() => {
 })
 afterAll(() => rmSync(directory, { recursive: true }))
 
-const RUNGS = ['tunnel-gso', 'uso', 'plain', 'udp-socket'] as const
+const RUNGS = { 4: ['tunnel-gso', 'uso', 'plain', 'udp-socket'], 6: ['tunnel-gso', 'udp-socket'] }
 
 describe.skipIf(missing !== '')(title('gateway and kernel'), () => {
   for (const family of [4, 6] as const) {
@@ -175,20 +175,22 @@ describe.skipIf(missing !== '')(title('gateway and kernel'), () => {
       expect(left.trim().split('\n').filter(Boolean).length).toBeLessThanOrEqual(2)
       const { drops, stages } = await gateway.stop()
       for (const { stage, inPackets, outPackets, created, drops: dropped } of stages)
-        if (inPackets > 0 && outPackets > 0) expect(inPackets + created, stage).toBe(outPackets + dropped)
+        if (!stage.startsWith('tap')) expect(inPackets + created, stage).toBe(outPackets + dropped)
       expect(drops.map(({ stage, reason }) => `${stage} ${reason}`).sort()).toEqual(['inspect policy', 'inspect reset'])
       expect(verdicts().map(v => v.rule)).toEqual(
         Array(2).fill(['default', 'default', 'block-secret', 'no-telnet', 'default', 'no-test-virus']).flat(),
       )
     })
 
-    for (const rung of RUNGS)
+    for (const rung of RUNGS[family])
       it(`over IPv${family}: a bulk transfer on rung ${rung}`, async () => {
         build(family)
+        // NB: over a veth, the kernel leaves checksums and segmentation of the inner packet to whoever takes it, and a UDP
+        // socket cannot tell. A wire would have made it good.
+        if (rung === 'udp-socket') await runIn(NODE, 'ethtool', '-K', 'uplink', 'tx', 'off')
         const gateway = await startGateway(family, '--interface', UPLINK, '--offload', rung)
-        const gbps = await transfer(CLIENT, SERVER, POD[4].server)
+        await transfer(CLIENT, SERVER, POD[4].server)
         const { stages, drops } = await gateway.stop()
-        console.log(family, rung, gbps.toFixed(2))
         expect(drops).toEqual([])
         const { outPackets, outBytes } = stages.find(({ stage }) => stage === 'turn')!
         // On the best rung super-packets stay whole.
