@@ -4,11 +4,11 @@
 //                         follows is aligned to cache lines
 //   index     two to four slots a flow, one word each: 0, or the hash's low 11 bits << 21 | row. Open addressing,
 //                         linear probing; the place comes from the other bits, so that a slot rarely costs a row's line
-//   rows      128 bytes a flow, counted from 1, two neighbouring cache lines: what find and decide need, then what is only counted
+//   rows      128 bytes a flow, counted from 1, two neighbouring cache lines: what find and decide need, then what is
+//             only counted
 //
 // A packet of a known flow so costs three cache lines, two of them side by side; `warm` fetches those of a whole batch
-// at once. Fresh shared memory is zeroed and
-// committed page by page, so a table costs what its busiest moment used.
+// at once. Fresh shared memory is zeroed and committed page by page, so a table costs what its busiest moment used.
 
 import type { Batch } from '../memory/batch.ts'
 import { PROTOCOL } from '../wire/ipv4.ts'
