@@ -165,7 +165,7 @@ export class Complete {
       made++
       const first = packet * pool.frameSize + pool.headroomOf(frame) + headers
       const room = Math.min(pool.limit(packet) - first, LARGEST - headers)
-      const last = Math.min(count, i + Math.min(USO_SEGMENTS, Math.floor(room / size)))
+      const last = Math.min(count, i + Math.max(1, Math.min(USO_SEGMENTS, Math.floor(room / size))))
       let at = first
       for (let j = i; j < last; j++) {
         counters.copied(segmenter.bytesOf(j))

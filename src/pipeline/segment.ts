@@ -71,9 +71,9 @@ export class Segmenter {
     if (bad !== 0) return bad
     const kind = pool.gso[frame] & ~(GSO.TUNNEL | GSO.ECN)
     if (this.protocol !== (kind === GSO.UDP ? UDP : TCP)) return DROP.OFFLOAD
-    this.size = pool.gsoSize[frame]
     const bytes = end - this.payload
-    if (this.size === 0 || bytes <= 0 || bytes > this.size * MAX_SEGMENTS) return DROP.OFFLOAD
+    this.size = Math.min(bytes, pool.gsoSize[frame])
+    if (this.size <= 0 || bytes > this.size * MAX_SEGMENTS) return DROP.OFFLOAD
     this.count = Math.ceil(bytes / this.size)
     const partial = (pool.offload[frame] & OFFLOAD.NEEDS_CHECKSUM) !== 0
     this.withoutChecksum = this.protocol === UDP && !partial && udp.checksum(b, this.transport) === 0
