@@ -121,7 +121,8 @@ function cleanUpOnExit(lab: Lab): () => void {
   const leave = () => lab.topology?.close()
   const interrupted = () => process.exit(130)
   const terminated = () => process.exit(143)
-  process.once('exit', leave).once('SIGINT', interrupted).once('SIGTERM', terminated)
+  // NB: not `once`: a second Ctrl-C while the first one cleans up would kill.
+  process.once('exit', leave).on('SIGINT', interrupted).on('SIGTERM', terminated)
   return () => process.off('exit', leave).off('SIGINT', interrupted).off('SIGTERM', terminated)
 }
 

@@ -197,14 +197,28 @@ function place(run: string, role: Role): Place {
   return { role, namespace, path: namespacePath(namespace), ...ADDRESS[role], interface: interfaceName(run, role) }
 }
 
+// Every step is tried, whatever becomes of the others: on Ctrl-C the faces clean up after themselves at the same time.
 function removeRun(run: string): void {
+  const failures: unknown[] = []
+  const attempt = (step: () => void) => {
+    try {
+      step()
+    } catch (error) {
+      failures.push(error)
+    }
+  }
   const namespaces = namespacesOf(run)
   for (const namespace of namespaces) {
-    for (const pid of ip(['netns', 'pids', namespace]).split('\n').filter(Boolean)) kill(Number(pid))
+    attempt(() => {
+      for (const pid of ip(['netns', 'pids', namespace]).split('\n').filter(Boolean)) kill(Number(pid))
+    })
   }
-  for (const name of pinsOf(run)) detachClassifiers(namespaceName(run, pinnedAt(run, name)), `${PIN_DIRECTORY}/${name}`)
-  for (const namespace of namespaces) deleteNamespace(namespace)
-  for (const file of [...socketsOf(run), statePath(run)]) rmSync(file, { force: true })
+  for (const name of pinsOf(run)) {
+    attempt(() => detachClassifiers(namespaceName(run, pinnedAt(run, name)), `${PIN_DIRECTORY}/${name}`))
+  }
+  for (const namespace of namespaces) attempt(() => deleteNamespace(namespace))
+  for (const file of [...socketsOf(run), statePath(run)]) attempt(() => rmSync(file, { force: true }))
+  if (namespacesOf(run).length > 0 || pinsOf(run).length > 0) throw failures[0]
 }
 
 /** The id of a pod's attachment, which also names its pins. */
