@@ -32,7 +32,7 @@ class Wire implements Device {
   receive(batch: Batch): number {
     const { pool, inbox } = this
     let n = 0
-    for (; inbox.length > 0 && batch.room > 0; n++) {
+    for (; inbox.length > 0 && batch.room > 0 && pool.available > 0; n++) {
       const bytes = inbox.shift()!
       const frame = pool.alloc()
       // NB: what a frame held before must not matter.
@@ -70,11 +70,11 @@ export interface Bench {
   close(): void
 }
 
-export function bench(profile: 'geneve' | 'vxlan', rules: Rules, own = [[10, 99, 0, 2]]): Bench {
+export function bench(profile: 'geneve' | 'vxlan', rules: Rules, frames = 512): Bench {
   const directory = mkdtempSync(join(tmpdir(), 'detour-test-'))
   const path = join(directory, 'verdicts')
   const logFd = openSync(path, 'a')
-  const pool = new Pool(createPool({ frames: 64, frameSize: HEADROOM + 4096, headroom: HEADROOM }))
+  const pool = new Pool(createPool({ frames, frameSize: HEADROOM + 4096, headroom: HEADROOM }))
   const counters = new Counters()
   const wire = new Wire(pool)
   const tunnel: TunnelConfig = {
@@ -94,7 +94,15 @@ export function bench(profile: 'geneve' | 'vxlan', rules: Rules, own = [[10, 99,
     metadata: true,
   }
   const flows = createFlowTable({ capacity: 16 })
-  const engine = new Engine(pool, counters, wire, { tunnel, own, rules, flows, seed: FIXED_SEED, logFd, live: false })
+  const engine = new Engine(pool, counters, wire, {
+    tunnel,
+    own: [[10, 99, 0, 2]],
+    rules,
+    flows,
+    seed: FIXED_SEED,
+    logFd,
+    live: false,
+  })
   const batch = new Batch()
   const logText = () => {
     engine.tick()

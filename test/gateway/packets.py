@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Tunnel packets and what a gateway owes for them, built by scapy:  test/gateway/packets.py > test/gateway/packets.json
 
-`frames` come in one after the other, `back` is all that may go out, byte for byte. The rules are fixtures/policy/example.yaml.
+`frames` come in one after the other, `back` is all that may go out, byte for byte. The rules are fixtures/policy/example.yaml, or `rules`.
 """
 import json
 
@@ -52,9 +52,9 @@ def tunnel(header, frame, six=False, back=False, tos=0, ttl=None, chksum=None, s
     return bytes(link / ip / udp / header / frame)
 
 
-def case(name, profile, frames, back, drops=None, log=()):
+def case(name, profile, frames, back, drops=None, log=(), rules=""):
     cases.append(dict(name=name, profile=profile, frames=[f.hex() for f in frames], back=[f.hex() for f in back],
-                      drops=drops or {}, log=list(log)))
+                      drops=drops or {}, log=list(log), rules=rules))
 
 
 def udp4(tos=0, sport=40000, dport=9, data=b"hello"):
@@ -259,5 +259,51 @@ case("networks with the same addresses do not share flows", "geneve",
      [web(b"GET /sec", 100), tunnel(GENEVE(proto=0x6558, vni=78), tcp4("PA", 108, 1, b"ret", dport=80))],
      [web_back(b"GET /sec", 100), tunnel(GENEVE(proto=0x6558, vni=78), tcp4("PA", 108, 1, b"ret", dport=80), back=True)],
      {}, [ALLOW, ALLOW])
+
+# Where in a stream, and which rule first.
+def stream(name, rules, pieces, stopped, log):
+    """Segments of one direction of a connection: (offset in the stream, bytes); the first is a SYN's successor."""
+    syn = tunnel(geneve(), tcp4("S", 99, dport=80))
+    sent = [web(data, 100 + at) for at, data in pieces]
+    back = [web_back(data, 100 + at) for i, (at, data) in enumerate(pieces) if i not in stopped]
+    drops = {"inspect": {"policy": len(stopped)}} if stopped else {}
+    case(name, "geneve", [syn, *sent], [tunnel(geneve(), tcp4("S", 99, dport=80), back=True), *back], drops, [ALLOW, *log], rules)
+
+
+def drop_by(signature):
+    return "rules: [{ name: it, protocol: tcp, signature: %s, action: drop }]" % signature
+
+
+IT = [["it", "drop"]]
+ANCHORED = drop_by("{ regex: '^SSH-[0-9]' }")
+stream("an anchored signature at the stream's beginning", ANCHORED, [(0, b"SS"), (2, b"H-2.0")], [1], IT)
+stream("an anchored signature later in the stream does not count", ANCHORED, [(0, b"x"), (1, b"SSH-2.0"), (50, b"SSH-2.0")], [], [])
+WINDOW = drop_by("{ text: evil, offset: 4, depth: 8 }")
+stream("a signature that ends where its window ends", WINDOW, [(0, b"........ev"), (10, b"il")], [1], IT)
+stream("a signature that ends behind its window", WINDOW, [(0, b".........ev"), (11, b"il")], [], [])
+stream("a signature that begins before its window", WINDOW, [(0, b"..."), (3, b"evil")], [], [])
+stream("a window over three segments", WINDOW, [(0, b"...."), (4, b"e"), (5, b"vi"), (7, b"l")], [3], IT)
+EVIL = drop_by("{ text: evil }")
+stream("what fills a hole is searched by itself", EVIL, [(0, b"a"), (5, b"later"), (1, b"evil")], [2], IT)
+stream("behind a hole, a signature may straddle segments again", EVIL, [(0, b"a"), (5, b"..ev"), (9, b"il")], [2], IT)
+case("a connection that was there before is searched from its first packet on", "geneve", [web(b"ev", 100), web(b"il", 102)],
+     [web_back(b"ev", 100)], {"inspect": {"policy": 1}}, [ALLOW, *IT], EVIL)
+FIRST = """
+rules:
+  - { name: good, protocol: tcp, signature: { text: good }, action: allow }
+  - { name: bad, protocol: tcp, signature: { text: bad }, action: drop }
+"""
+stream("the rule that stands first decides where both match", FIRST, [(0, b"bad good"), (8, b"bad")], [], [["good", "allow"]])
+stream("and the one that matches first where they do not", FIRST, [(0, b"bad"), (3, b"good")], [0, 1], [["bad", "drop"]])
+LIST = """
+default: drop
+rules:
+  - { name: queries, protocol: udp, ports: [53], signature: { bytes: '00 01 00 00', offset: 4 }, action: allow }
+"""
+query = bytes(DNS(rd=1, qd=DNSQR(qname="example.com")))
+case("a signature that allows what is dropped otherwise", "geneve",
+     [tunnel(geneve(), inner(udp4(dport=53, data=query))), tunnel(geneve(), inner(udp4(sport=40001, dport=53, data=b"junk" * 5)))],
+     [tunnel(geneve(), inner(udp4(dport=53, data=query)), back=True)],
+     {"inspect": {"policy": 1}}, [["queries", "allow"], ["default", "drop"]], LIST)
 
 print(json.dumps(cases, indent=1))
