@@ -17,7 +17,7 @@ import { BPFFS, type Hook, loadClassifier, makePinDirectory } from '../os/bpf.ts
 import { type AttachRung, attachClassifier, detachClassifiers, type Hold, release } from '../os/classifier.ts'
 import { checksumsAnywhere } from '../os/ethtool.ts'
 import { AF, bind, close, must, SOCK, setsockopt, socket } from '../os/libc.ts'
-import { deleteLink, inNamespace, type LinkInfo, linkInfo } from '../os/netns.ts'
+import { deleteLink, inNamespace, type LinkInfo, linkInfo, namespaceId } from '../os/netns.ts'
 import { OFFLOADS, openTap, quietTap, type Tap } from '../os/tun.ts'
 import { fromUplink, toUplink } from './programs.ts'
 
@@ -88,7 +88,8 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
   }
 
   const version = address.length === 4 ? 4 : 6
-  const directory = `${BPFFS}/detour/underlay${version}_${uplink.replaceAll('.', ':')}_${port}`
+  const place = `${uplink.replaceAll('.', ':')}_${port}_${namespaceId(namespace)}`
+  const directory = `${BPFFS}/detour/underlay${version}_${place}`
   const tapName = `dt-${version}-${port}`
   const holds: Hold[] = []
   let tap: Tap | undefined

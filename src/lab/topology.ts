@@ -186,7 +186,7 @@ function setSysctls(namespace: string): void {
   })
 }
 
-// NB: an underlay's pins are named after its interface and port, so parallel runs need interfaces of different names.
+// The run stands in the interface's name, so that the pins of a dead run's underlay can be told by theirs.
 function interfaceName(run: string, role: Role): string {
   if (role === 'node') return `up-${run}`
   return role === 'gateway' ? `gw-${run}` : 'eth0'

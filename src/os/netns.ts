@@ -2,7 +2,7 @@
 // comes back in one synchronous stretch.
 
 import { type ExecFileSyncOptions, execFileSync } from 'node:child_process'
-import { closeSync, openSync, readdirSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, statSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
 import { must, setns } from './libc.ts'
 
@@ -43,6 +43,11 @@ export function inNamespace<T>(namespace: string, fn: () => T): T {
   } finally {
     closeSync(home)
   }
+}
+
+/** The inode of a namespace, which tells it from all others that live; '' is the current one. */
+export function namespaceId(namespace: string): number {
+  return statSync(namespace === '' ? '/proc/thread-self/ns/net' : namespacePath(namespace)).ino
 }
 
 /** Makes a named namespace with its loopback up. */
