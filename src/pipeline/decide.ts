@@ -20,7 +20,7 @@ export function packetsOf(pool: Pool, frame: number): number {
 
 // By packets and not by time, so that a replay decides the same each time.
 const EXPIRE_EVERY = 1024
-const EXPIRE_BUDGET = 4096
+const EXPIRE_BUDGET = 1024
 
 /** The stage that decides; needs key, hash and attachment. */
 export class Decide {
@@ -56,6 +56,7 @@ export class Decide {
   run(batch: Batch): void {
     const { pool, counters, table, pass } = this
     const { frames, length } = batch
+    table.warm(batch, pool.hash)
     let kept = 0
     let dropped = 0
     let bytes = 0
