@@ -3,7 +3,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { stopRequested } from '../src/control/spawn.ts'
 import { Devices } from '../src/device/open.ts'
-import { Engine, type GatewayInput } from '../src/gateway/engine.ts'
+import { Engine, type GatewayInput, type GatewayResult } from '../src/gateway/engine.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Loop } from '../src/pipeline/loop.ts'
@@ -31,3 +31,7 @@ try {
   devices.close()
   counters.publish()
 }
+const { lostLines } = engine
+const faults = devices.faults.map(fault => fault.message)
+if (lostLines > 0) faults.push(`verdict log: ${lostLines} lines could not be written`)
+parentPort?.postMessage({ faults } satisfies GatewayResult)

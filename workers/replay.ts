@@ -33,6 +33,7 @@ function publish(): void {
   status[REPLAY_STATUS.SENT] = ledger.sent
   status[REPLAY_STATUS.UNCHANGED] = ledger.unchanged
   status[REPLAY_STATUS.CHANGED] = ledger.changed
+  status[REPLAY_STATUS.MADE] = ledger.made
   status[REPLAY_STATUS.P50_US] = ledger.quantile(0.5)
   status[REPLAY_STATUS.P99_US] = ledger.quantile(0.99)
   counters.publish()
@@ -41,7 +42,7 @@ function publish(): void {
 /** True when a live endpoint has returned everything, or has been silent for long enough. */
 function settled(now: number): boolean {
   const { quietMs } = input
-  return quietMs !== undefined && (replayer.outstanding <= 0 || now - replayer.lastMoved > quietMs)
+  return quietMs !== undefined && (replayer.ledger.outstanding === 0 || now - replayer.lastMoved > quietMs)
 }
 
 const loop = new Loop(now => {
@@ -59,11 +60,15 @@ loop.add(replayer.underlayLeg)
 parentPort?.postMessage(counters.share())
 loop.run()
 
-// A gateway in this process has ended by now, so what is in the ring is the last of it.
+// A gateway in this process has ended by now, so what is in the ring, or held back by a fault, is the last of it.
 const rest = new Batch()
-while (underlay.receive(rest) > 0) replayer.underlayLeg.run(rest)
+for (let more = true; more; ) {
+  more = underlay.receive(rest) > 0 && input.quietMs === undefined
+  replayer.underlayLeg.run(rest)
+  more ||= (underlay.held ?? 0) > 0
+}
 devices.close()
 writer?.close()
 publish()
-const faults = [reader.fault, writer?.fault].filter(fault => fault !== undefined).map(fault => fault.message)
+const faults = [reader.fault, writer?.fault, ...devices.faults].flatMap(fault => fault?.message ?? [])
 parentPort?.postMessage({ order: replayer.order.slice(0, replayer.written), faults } satisfies ReplayResult)

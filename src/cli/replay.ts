@@ -1,5 +1,6 @@
 // detour replay: a capture through the dataplane and a gateway, with a report.
 
+import { lookup } from 'node:dns/promises'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import type { CaptureFormat, Rate } from '../device/pcap.ts'
 import { DetourError } from '../errors.ts'
@@ -39,7 +40,7 @@ export function replayCommand(): Command {
       new Option('--format <FORMAT>', 'of RETURNED (default: as the input)').choices(['pcap', 'pcap-ns', 'pcapng']),
     )
     .option('--policy <FILE>', "the gateway's rule file (default: allow everything)")
-    .option('--log <FILE>', "the gateway's verdicts, one JSON line each")
+    .option('--log <FILE>', "the gateway's verdicts, one JSON line each; - for standard output")
     .option('--endpoint <HOST:PORT>', 'a live endpoint over UDP, instead of a gateway in this process')
     .option(
       '--rate <RATE>',
@@ -77,18 +78,14 @@ function parseWorkers(text: string): number {
 }
 
 async function replay(flags: ReplayFlags): Promise<void> {
+  refuseContradictions(flags)
   const rules = flags.policy === undefined ? ALLOW_ALL : readRules(flags.policy)
-  if (flags.endpoint !== undefined && (flags.policy !== undefined || flags.log !== undefined))
-    throw new DetourError(
-      'usage',
-      '--policy and --log are for the gateway in this process; a live endpoint has its own',
-    )
   const progress = new Progress()
   const report = await runReplay({
     input: flags.read,
     output: flags.write,
     format: flags.format,
-    tunnel: tunnelOf(flags.endpoint === undefined ? flags : liveTunnel(flags, flags.endpoint)),
+    tunnel: tunnelOf(flags.endpoint === undefined ? flags : await liveTunnel(flags, flags.endpoint)),
     rules,
     log: flags.log,
     live: flags.endpoint !== undefined,
@@ -98,98 +95,136 @@ async function replay(flags: ReplayFlags): Promise<void> {
     progress: (read, returned) => progress.show(`${count(read)} packets read, ${count(returned)} returned`),
   })
   progress.clear()
-  const out = flags.write === '-' ? process.stderr : process.stdout
+  const out = flags.write === '-' || flags.log === '-' ? process.stderr : process.stdout
   out.write(flags.json ? `${JSON.stringify(asData(report), null, 2)}\n` : `${asText(report, flags).join('\n')}\n`)
   for (const fault of report.faults) process.stderr.write(`detour: ${fault}\n`)
   if (report.faults.length > 0) process.exitCode = 1
 }
 
+function refuseContradictions({ write, log, endpoint, policy, remote, port, workers }: ReplayFlags): void {
+  const usage = (text: string) => new DetourError('usage', text)
+  if (write === '-' && log === '-') throw usage('-w - and --log -: only one of them can be standard output')
+  if (endpoint === undefined) return
+  if (policy !== undefined || log !== undefined)
+    throw usage('--policy and --log are for the gateway in this process; a live endpoint has its own')
+  if (remote !== undefined || port !== undefined)
+    throw usage(`--remote and --port: --endpoint ${endpoint} says both already`)
+  if (workers > 1) throw usage(`--workers ${workers}: a live endpoint returns packets to one port, so to one worker`)
+}
+
 /** The flags with the endpoint as the tunnel's far end, and any address of the same family as its near one. */
-function liveTunnel(flags: ReplayFlags, endpoint: string): TunnelFlags {
+async function liveTunnel(flags: ReplayFlags, endpoint: string): Promise<TunnelFlags> {
   const found = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(endpoint)
   if (found === null)
-    throw new DetourError('usage', `--endpoint '${endpoint}': give ADDRESS:PORT, IPv6 as [ADDRESS]:PORT`)
-  const remote = found[1] ?? found[2]
-  return { ...flags, local: flags.local ?? (found[1] === undefined ? '0.0.0.0' : '::'), remote, port: found[3] }
+    throw new DetourError('usage', `--endpoint '${endpoint}': give HOST:PORT, an IPv6 address as [ADDRESS]:PORT`)
+  const host = found[1] ?? found[2]
+  const wanted = flags.local === undefined ? 0 : flags.local.includes(':') ? 6 : 4
+  const { address, family } = await lookup(host, { family: wanted, verbatim: false }).catch(error => {
+    throw new DetourError('not-found', `--endpoint ${endpoint}: no address of ${host} (${error.code})`, {
+      cause: error,
+    })
+  })
+  return { ...flags, local: flags.local ?? (family === 4 ? '0.0.0.0' : '::'), remote: address, port: found[3] }
 }
 
 /** The lines that people read. */
-export function asText(
-  report: ReplayReport,
-  flags: { profile?: string; endpoint?: string; workers?: number } = {},
-): string[] {
+export function asText(report: ReplayReport, flags: { profile?: string; endpoint?: string } = {}): string[] {
+  const { packets, sent, unchanged, changed, notReturned, made, flows, packetsPerSecond, seconds } = report
   const far = flags.endpoint ?? 'a gateway in this process'
-  const lines = [`${report.input}: ${count(report.packets)} packets through ${flags.profile ?? 'geneve'} to ${far}`, '']
-  const share = (n: number) => (report.packets === 0 ? '' : `${((100 * n) / report.packets).toFixed(1)}%`)
-  const verdicts = verdictsOf(report).map(({ verdict, packets, bytes: size }) => [
-    verdict,
-    count(packets),
-    bytes(size),
-    share(packets),
+  const numbers = (titles: string[]) => titles.map(title => ({ title, right: true }))
+  const verdicts = verdictsOf(report).map(row => [
+    row.verdict,
+    count(row.packets),
+    bytes(row.bytes),
+    share(row.packets, packets),
+    row.means,
   ])
-  lines.push(
-    ...table([{ title: 'verdict' }, ...['packets', 'bytes', 'share'].map(title => ({ title, right: true }))], verdicts),
-    '',
-  )
-  const returned = [
-    ['returned unchanged', count(report.unchanged)],
-    ['returned changed, or made by the endpoint', count(report.changed)],
-    ['not returned', count(report.notReturned)],
+  const fates: [string, number][] = [
+    ['returned unchanged', unchanged],
+    ['returned changed', changed],
+    ['not returned', notReturned],
   ]
-  lines.push(...table([{ title: 'steered packets' }, { title: 'packets', right: true }], returned))
-  const drops = [
-    ...report.node.map(s => ['node', s] as const),
-    ...report.gateway.map(s => ['gateway', s] as const),
-  ].flatMap(([side, stage]) =>
+  const lines = [
+    `${report.input}: ${plural(packets, 'packet')} of ${plural(flows, 'flow')}, through ${flags.profile ?? 'geneve'} to ${far}`,
+    '',
+    ...table([{ title: 'verdict' }, ...numbers(['packets', 'bytes', 'share']), { title: 'that is' }], verdicts),
+    '',
+    ...table(
+      [{ title: 'steered packets' }, ...numbers(['packets', 'share'])],
+      fates.map(([fate, n]) => [fate, count(n), share(n, sent)]),
+    ),
+  ]
+  if (made > 0)
+    lines.push('', `${plural(made, 'packet')} came that had not been sent: answers of the endpoint, or second copies`)
+  const drops = dropTable(report)
+  if (drops.length > 0) lines.push('', ...drops)
+  lines.push('', `replayed in ${duration(seconds * 1000)}, ${packetRate(packetsPerSecond)}${latency(report)}`)
+  if (flags.endpoint !== undefined && sent > 0 && unchanged + changed + made === 0)
+    lines.push(
+      `nothing came back: is there an endpoint at ${flags.endpoint}, and does it return packets to this machine?`,
+    )
+  return lines
+}
+
+const plural = (n: number, noun: string) => `${count(n)} ${noun}${n === 1 ? '' : 's'}`
+
+const share = (n: number, of: number) => (of === 0 ? '' : `${((100 * n) / of).toFixed(1)}%`)
+
+function latency({ unchanged, latencyP50Us, latencyP99Us }: ReplayReport): string {
+  if (unchanged === 0) return ''
+  return `; there and back in ${duration(latencyP50Us / 1000)} (p50), ${duration(latencyP99Us / 1000)} (p99)`
+}
+
+/** What was dropped where, by which side; no lines when nothing was. */
+function dropTable({ node, gateway }: ReplayReport): string[] {
+  const sides = [...node.map(stage => ['node', stage] as const), ...gateway.map(stage => ['gateway', stage] as const)]
+  const rows = sides.flatMap(([side, stage]) =>
     dropsOf(stage).map(({ reason, packets, text }) => [side, stage.name, reason, count(packets), text]),
   )
   const titles = ['side', 'stage', 'dropped', 'packets', 'because']
-  if (drops.length > 0)
-    lines.push(
-      '',
-      ...table(
+  return rows.length === 0
+    ? []
+    : table(
         titles.map(title => ({ title, right: title === 'packets' })),
-        drops,
-      ),
-    )
-  const latency = `latency p50 ${duration(report.latencyP50Us / 1000)}, p99 ${duration(report.latencyP99Us / 1000)}`
-  const { flows, packetsPerSecond, seconds } = report
-  lines.push('', `${count(flows)} flows; ${packetRate(packetsPerSecond)} for ${duration(seconds * 1000)}; ${latency}`)
-  return lines
+        rows,
+      )
 }
 
 interface VerdictRow {
   verdict: string
   packets: number
   bytes: number
+  means: string
 }
 
 /** Packets and bytes by verdict of the node. */
 function verdictsOf({ node }: ReplayReport): VerdictRow[] {
   const stage = (name: string) => node.find(each => each.name === name)
-  const row = (verdict: string, name: string): VerdictRow => ({
+  const row = (verdict: string, name: string, means: string): VerdictRow => ({
     verdict,
     packets: stage(name)?.row[COLUMN.IN_PACKETS] ?? 0,
     bytes: stage(name)?.row[COLUMN.IN_BYTES] ?? 0,
+    means,
   })
-  const dropped = ['read', 'classify', 'decide'].map(name => stage(name)?.drops() ?? 0)
+  const stopping = ['read', 'classify', 'decide'].flatMap(name => stage(name) ?? [])
   // NB: what the reader refused was never a frame, so its bytes are not known.
-  const lost = ['classify', 'decide'].map(name => row('', name).bytes - (stage(name)?.row[COLUMN.OUT_BYTES] ?? 0))
+  const lost = stopping.filter(({ name }) => name !== 'read').map(s => s.row[COLUMN.IN_BYTES] - s.row[COLUMN.OUT_BYTES])
   return [
-    row('steer', 'encap'),
-    row('pass', 'passed'),
-    row('local', 'local'),
+    row('steer', 'encap', 'sent to the endpoint'),
+    row('pass', 'passed', 'left to go its own way'),
+    row('local', 'local', 'of the link: ARP, neighbour discovery, DHCP, not IP'),
     {
       verdict: 'drop',
-      packets: dropped.reduce((sum, n) => sum + n, 0),
+      packets: stopping.reduce((sum, each) => sum + each.drops(), 0),
       bytes: lost.reduce((sum, n) => sum + n, 0),
+      means: 'cannot be forwarded',
     },
   ]
 }
 
 /** The report as data; times in the units that the names say. */
 export function asData(report: ReplayReport): object {
-  const { node, gateway, ...figures } = report
+  const { node, gateway, seconds, packetsPerSecond, latencyP50Us, latencyP99Us, ...figures } = report
   const stages = (rows: StageCounters[]) =>
     rows.map(stage => ({
       stage: stage.name,
@@ -200,5 +235,14 @@ export function asData(report: ReplayReport): object {
       created: stage.row[COLUMN.CREATED],
       drops: dropsOf(stage).map(({ reason, packets }) => ({ reason, packets })),
     }))
-  return { ...figures, verdicts: verdictsOf(report), node: stages(node), gateway: stages(gateway) }
+  return {
+    ...figures,
+    verdicts: verdictsOf(report).map(({ verdict, packets, bytes: size }) => ({ verdict, packets, bytes: size })),
+    seconds: Math.round(seconds * 1000) / 1000,
+    packetsPerSecond: Math.round(packetsPerSecond),
+    latencyP50Us: Math.round(latencyP50Us),
+    latencyP99Us: Math.round(latencyP99Us),
+    node: stages(node),
+    gateway: stages(gateway),
+  }
 }

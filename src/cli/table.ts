@@ -73,8 +73,9 @@ export const bitRate = (bytesPerSecond: number) => quantity(bytesPerSecond * 8, 
 /** Packets per second: `343 kpps`. */
 export const packetRate = (packetsPerSecond: number) => quantity(packetsPerSecond, 'pps')
 
-/** A duration of two units at most: `870 ms`, `3.2 s`, `5m 12s`, `2h 3m`, `4d 1h`. */
+/** A duration of two units at most: `45 µs`, `870 ms`, `3.2 s`, `5m 12s`, `2h 3m`, `4d 1h`. */
 export function duration(ms: number): string {
+  if (ms > 0 && ms < 0.9995) return `${Math.ceil(ms * 1000)} µs`
   if (ms < 1000) return `${Math.round(ms)} ms`
   if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`
   const seconds = Math.round(ms / 1000)

@@ -1,7 +1,7 @@
 // What the main thread hands to each kind of worker: plain data, shared memory and file descriptors.
 
 import type { DeviceSpec } from '../device/open.ts'
-import type { CaptureFile, CaptureFormat, OutputFile, Rate } from '../device/pcap.ts'
+import type { CaptureFile, CaptureFormat, OutputFile, PiecesHandle, Rate } from '../device/pcap.ts'
 import type { CountersHandle } from '../memory/counters.ts'
 import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
@@ -38,10 +38,11 @@ export const REPLAY_STATUS = {
   SENT: 1,
   UNCHANGED: 2,
   CHANGED: 3,
-  P50_US: 4,
-  P99_US: 5,
-  ALL_SENT: 6,
-  WORDS: 7,
+  MADE: 4,
+  P50_US: 5,
+  P99_US: 6,
+  ALL_SENT: 7,
+  WORDS: 8,
 } as const
 
 /** Input of workers/replay. */
@@ -55,7 +56,7 @@ export interface ReplayInput extends WorkerInput {
   format: CaptureFormat
   underlay: DeviceSpec
   replayer: ReplayerOptions
-  /** Silence after which a live endpoint is taken to have returned all that it will; undefined: the main thread knows and says stop. */
+  /** Silence after which a live endpoint is taken to have returned all that it will; undefined where the main thread says when. */
   quietMs: number | undefined
   status: SharedArrayBuffer
 }
@@ -68,11 +69,18 @@ export interface ReplayResult {
 }
 
 /** Input of workers/merge. */
-export interface MergeJob {
+export interface MergeJob extends WorkerInput {
+  /** What was replayed: the merged file has its sections, interfaces and options, where the format has such. */
+  input: CaptureFile
   /** Each file and, for each of its packets, the number of the packet that it goes back to. */
   parts: { file: CaptureFile; order: Int32Array }[]
   output: OutputFile
   format: CaptureFormat
+}
+
+/** What workers/merge posts when it is done. */
+export interface MergeResult {
+  faults: string[]
 }
 
 /** What a call of workers/convert takes. */
@@ -82,6 +90,8 @@ export interface ConvertJob {
   input: CaptureFile
   output: OutputFile
   format: CaptureFormat
+  /** With it, this job is one of several for the file, which run at the same time. */
+  pieces?: PiecesHandle
   /** One double, written as the work goes on: packets read. */
   progress: SharedArrayBuffer
 }

@@ -36,6 +36,10 @@ export class CaptureDevice implements Device {
     return this.device.exhausted
   }
 
+  get held(): number {
+    return this.device.held ?? 0
+  }
+
   receive(batch: Batch): number {
     const before = batch.length
     const received = this.device.receive(batch)

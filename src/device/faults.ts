@@ -83,9 +83,9 @@ export class FaultyDevice implements Device {
     return this.device.exhausted && this.inward.held === 0 && this.given === this.ready.length
   }
 
-  /** Packets held back, in both directions; the device owns them. */
+  /** Packets held back, in both directions, here and in the device. */
   get held(): number {
-    return this.inward.held + this.outward.held
+    return this.inward.held + this.outward.held + (this.device.held ?? 0)
   }
 
   receive(batch: Batch): number {

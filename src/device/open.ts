@@ -1,6 +1,7 @@
 // Builds the devices of a worker from plain data: the one place that knows which kinds and wrappers there are.
 
 import { writeSync } from 'node:fs'
+import type { DetourError } from '../errors.ts'
 import type { Counters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
 import { CaptureDevice } from './capture.ts'
@@ -51,6 +52,11 @@ export class Devices {
     return device
   }
 
+  /** What was wrong with capture files. */
+  get faults(): DetourError[] {
+    return [...this.writers.values()].flatMap(({ fault }) => fault ?? [])
+  }
+
   /** Closes every device; capture files are complete afterwards. */
   close(): void {
     for (const device of this.opened) device.close()
@@ -73,7 +79,7 @@ export class Devices {
       case 'udp':
         return new UdpDevice(pool, this.counters.stage('udp'), spec)
       case 'loopback':
-        return new LoopbackDevice(pool, this.counters.stage(`loopback ${spec.name}`), spec)
+        return new LoopbackDevice(pool, this.counters.stage(spec.name), spec)
     }
   }
 }

@@ -35,6 +35,10 @@ export class TraceDevice implements Device {
     return this.device.exhausted
   }
 
+  get held(): number {
+    return this.device.held ?? 0
+  }
+
   receive(batch: Batch): number {
     const before = batch.length
     const received = this.device.receive(batch)

@@ -3,11 +3,16 @@
 //   capture ─► replay worker ─ loopback ─► gateway worker        with N workers: N such pairs, each with the flows whose
 //   capture ◄─ replay worker ◄─ loopback ─ gateway worker        hash is its own, and their results merged at the end
 
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { closeSync } from 'node:fs'
+import ipaddr from 'ipaddr.js'
 import { type RunningWorker, spawnWorker } from '../control/spawn.ts'
-import { type MergeJob, REPLAY_STATUS, type ReplayInput, type ReplayResult } from '../control/worker-input.ts'
+import {
+  type MergeJob,
+  type MergeResult,
+  REPLAY_STATUS,
+  type ReplayInput,
+  type ReplayResult,
+} from '../control/worker-input.ts'
 import { createLoopback } from '../device/loopback.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import {
@@ -19,17 +24,19 @@ import {
   openCapture,
   type Rate,
 } from '../device/pcap.ts'
-import { openUdp } from '../device/udp.ts'
+import { openUdp, type UdpHandle } from '../device/udp.ts'
 import { FIXED_SEED } from '../flow/hash.ts'
 import { compile } from '../flow/policy.ts'
 import { createFlowTable, type FlowTableHandle } from '../flow/table.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
-import type { GatewayInput } from '../gateway/engine.ts'
+import type { GatewayInput, GatewayResult } from '../gateway/engine.ts'
 import type { Rules } from '../gateway/rules.ts'
 import { type CountersHandle, readCounters, type StageCounters, sumCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
+import { close } from '../os/libc.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import { append, createLog, rewound, scratch } from './scratch.ts'
 
 export interface ReplayOptions {
   input: string
@@ -41,7 +48,7 @@ export interface ReplayOptions {
   tunnel: TunnelConfig
   /** What the gateway in this process does; a live endpoint has its own. */
   rules: Rules
-  /** Where the gateway's verdict lines go. */
+  /** Where the gateway's verdict lines go, `-` for standard output; those of several workers one after the other. */
   log?: string
   /** The tunnel's remote address and port are a live endpoint; without it the gateway runs in this process. */
   live: boolean
@@ -57,11 +64,12 @@ export interface ReplayReport {
   input: string
   packets: number
   sent: number
-  /** Returned bit for bit. */
+  /** Of those sent: returned bit for bit, returned otherwise, and not returned. */
   unchanged: number
-  /** Returned otherwise: rewritten, or made by the endpoint. */
   changed: number
   notReturned: number
+  /** Came from the endpoint and are none of those sent: its own answers, or second copies. */
+  made: number
   flows: number
   seconds: number
   packetsPerSecond: number
@@ -84,68 +92,71 @@ const QUIET_MS = 500
 const WINDOW = 1024
 const PROGRESS_MS = 200
 
-/** One replay worker, its gateway if that is in this process, and where both write. */
+/** What one pair of workers writes. */
+interface Outputs {
+  returned: OutputFile | undefined
+  log: number
+}
+
+/** One replay worker, and its gateway if that is in this process. */
 interface Pair {
   replay: RunningWorker
-  result: Promise<ReplayResult>
   gateway: RunningWorker | undefined
+  results: Promise<[ReplayResult, GatewayResult]>
   counters: { node: StageCounters[]; gateway: StageCounters[] }
   status: Float64Array
   flows: FlowTableHandle
-  output: OutputFile | undefined
-  log: number
   close(): void
 }
 
 /** Runs a replay to its end. Throws DetourError for what cannot be opened; faults inside the capture are in the report. */
 export async function runReplay(options: ReplayOptions): Promise<ReplayReport> {
   const input = await openCapture(options.input)
-  const output = options.output === undefined ? undefined : createCapture(options.output, input)
-  const log = options.log === undefined ? -1 : openSync(options.log, 'w')
-  const folder = options.workers > 1 ? mkdtempSync(join(tmpdir(), 'detour-replay-')) : ''
+  const returned = options.output === undefined ? undefined : createCapture(options.output, input)
+  const log = options.log === undefined ? -1 : createLog(options.log)
+  const whole: Outputs = { returned, log }
+  // Several workers write a part each, to be merged.
+  const outputs = options.workers === 1 ? [whole] : Array.from({ length: options.workers }, () => partOf(whole))
   const pairs: Pair[] = []
   const timer = setInterval(() => tell(options, pairs), PROGRESS_MS)
   try {
-    for (let index = 0; index < options.workers; index++) {
-      const own = folder === '' ? { output, log } : ownFiles(folder, index, output, log)
-      pairs.push(await startPair(options, input, own, index))
-    }
+    for (const [index, output] of outputs.entries()) pairs.push(await startPair(options, input, output, index))
     const began = performance.now()
     const results = await Promise.all(pairs.map(finish))
     const seconds = (performance.now() - began) / 1000
-    if (folder !== '') await merge(pairs, results, output, log, options.format ?? input.format)
-    return report(input, pairs, results, seconds)
+    const faults = results.flatMap(each => each.flatMap(result => result.faults))
+    if (outputs[0] !== whole) faults.push(...(await merge(options, input, whole, outputs, results)))
+    return report(input, pairs, [...new Set(faults)], seconds)
   } finally {
     clearInterval(timer)
     await Promise.allSettled(pairs.flatMap(({ replay, gateway }) => [replay.stop(0), gateway?.stop(0)]))
     for (const pair of pairs) pair.close()
-    if (folder !== '') rmSync(folder, { recursive: true })
-    if (log >= 0) closeSync(log)
-    if (output !== undefined) closeCapture(output)
+    for (const each of new Set([whole, ...outputs])) {
+      if (each.log > 2) closeSync(each.log)
+      if (each.returned !== undefined) closeCapture(each.returned)
+    }
     closeCapture(input)
   }
 }
 
-function ownFiles(folder: string, index: number, output: OutputFile | undefined, log: number) {
+function partOf({ returned, log }: Outputs): Outputs {
   return {
-    output: output && createCapture(join(folder, `returned-${index}`)),
-    log: log < 0 ? -1 : openSync(join(folder, `verdicts-${index}`), 'w+'),
+    returned: returned && scratch('a part of what returned'),
+    log: log < 0 ? -1 : scratch('a part of the log').fd,
   }
 }
 
-async function startPair(
-  options: ReplayOptions,
-  input: CaptureFile,
-  own: { output: OutputFile | undefined; log: number },
-  index: number,
-): Promise<Pair> {
-  const { tunnel, live } = options
+async function startPair(options: ReplayOptions, input: CaptureFile, output: Outputs, index: number): Promise<Pair> {
+  const { live, workers } = options
+  const socket = live ? openLive(options.tunnel) : undefined
+  const tunnel = socket === undefined ? options.tunnel : { ...options.tunnel, local: socket.address }
   const pool = createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM })
   const flows = createFlowTable({ capacity: FLOWS })
   const status = new SharedArrayBuffer(REPLAY_STATUS.WORDS * 8)
-  const loop = live ? undefined : createLoopback({ frames: FRAMES, lossless: true })
+  const loop = live ? undefined : createLoopback({ name: 'tunnel', frames: FRAMES, lossless: true })
   let gateway: RunningWorker | undefined
   let gatewayCounters: StageCounters[] = []
+  let gatewayResult: Promise<GatewayResult> = Promise.resolve({ faults: [] })
   if (loop !== undefined) {
     const gatewayInput: Omit<GatewayInput, 'port'> = {
       pool,
@@ -157,91 +168,101 @@ async function startPair(
         rules: options.rules,
         flows: createFlowTable({ capacity: FLOWS }),
         seed: FIXED_SEED,
-        logFd: own.log,
+        logFd: output.log,
         live: false,
       },
     }
     gateway = spawnWorker('gateway', gatewayInput)
     gatewayCounters = readCounters((await gateway.ready) as CountersHandle)
+    gatewayResult = nextMessage(gateway)
   }
   const replayInput: Omit<ReplayInput, 'port'> = {
     pool,
     frames: { first: 0, count: live ? FRAMES : FRAMES - GATEWAY_FRAMES },
     input,
     rate: options.rate,
-    output: own.output,
-    format: options.format ?? input.format,
-    underlay: { device: loop ? { kind: 'loopback', ...loop.left } : liveDevice(tunnel), ...options.underlay },
+    output: output.returned,
+    format: workers === 1 ? (options.format ?? input.format) : 'pcap-ns',
+    underlay: {
+      device: loop === undefined ? { kind: 'udp', ...(socket as UdpHandle) } : { kind: 'loopback', ...loop.left },
+      ...options.underlay,
+    },
     replayer: {
       tunnel,
       flows,
       seed: FIXED_SEED,
       policy: compile([], VERDICT.STEER),
-      share: { index, count: options.workers },
-      window: live ? WINDOW : undefined,
+      share: { index, count: workers },
+      live: socket && { window: WINDOW, returnPort: socket.port },
     },
     quietMs: live ? QUIET_MS : undefined,
     status,
   }
   const replay = spawnWorker('replay', replayInput)
   const nodeCounters = readCounters((await replay.ready) as CountersHandle)
-  const result = new Promise<ReplayResult>(resolve => replay.worker.once('message', resolve))
   return {
     replay,
-    result,
     gateway,
+    results: Promise.all([nextMessage<ReplayResult>(replay), gatewayResult]),
     counters: { node: nodeCounters, gateway: gatewayCounters },
     status: new Float64Array(status),
     flows,
-    ...own,
     close: () => loop?.close(),
   }
 }
 
-/** A socket toward the endpoint; the tunnel's own address becomes the one that the kernel sends from. */
-function liveDevice(tunnel: TunnelConfig): DeviceSpec['device'] {
-  const six = tunnel.local.length === 16
-  const text = (bytes: number[]) =>
-    six
-      ? Array.from({ length: 8 }, (_, i) => ((bytes[2 * i] << 8) | bytes[2 * i + 1]).toString(16)).join(':')
-      : bytes.join('.')
-  const any = tunnel.local.every(byte => byte === 0)
-  const handle = openUdp({ address: text(tunnel.local), port: any ? 0 : tunnel.port, remote: text(tunnel.remote) })
-  tunnel.local = handle.address
-  return { kind: 'udp', ...handle }
+function nextMessage<T>({ worker }: RunningWorker): Promise<T> {
+  return new Promise(resolve => worker.once('message', resolve))
+}
+
+/**
+ * A socket toward a live endpoint, which returns packets to the tunnel's port, so that is where it is bound. An endpoint at
+ * our own address has that port itself, and answers to the port that packets come from: then the kernel chooses one.
+ */
+function openLive({ local, remote, port }: TunnelConfig): UdpHandle {
+  const text = (address: number[]) => ipaddr.fromByteArray(address).toString()
+  const options = { address: text(local), remote: text(remote) }
+  const anyPort = openUdp({ ...options, port: 0 })
+  const isOwn = anyPort.address.every((byte, i) => byte === remote[i])
+  if (isOwn || ipaddr.fromByteArray(remote).range() === 'loopback') return anyPort
+  close(anyPort.fd)
+  return openUdp({ ...options, port })
 }
 
 /** In this process: once everything is sent, the gateway drains and ends, and then nothing more can come back. */
-async function finish({ replay, gateway, status, result }: Pair): Promise<ReplayResult> {
+async function finish({ replay, gateway, status, results }: Pair): Promise<[ReplayResult, GatewayResult]> {
   if (gateway !== undefined) {
     while (status[REPLAY_STATUS.ALL_SENT] !== 1) {
       const pause = new Promise<void>(resolve => setTimeout(resolve, 5))
       await Promise.race([pause, replay.done, gateway.done])
     }
     await gateway.stop(60_000)
-    void replay.stop(60_000)
+    await replay.stop(60_000)
   }
   await replay.done
-  return result
+  return results
 }
 
+/** Makes one log and one capture file of the parts; resolves to what went wrong with that. */
 async function merge(
-  pairs: Pair[],
-  results: ReplayResult[],
-  output: OutputFile | undefined,
-  log: number,
-  format: CaptureFormat,
-): Promise<void> {
-  if (log >= 0) for (const pair of pairs) writeSync(log, readFileSync(`/proc/self/fd/${pair.log}`))
-  if (output === undefined) return
-  const parts = await Promise.all(
-    pairs.map(async ({ output: part }, i) => ({ file: await openCapture(part?.name ?? ''), order: results[i].order })),
-  )
-  const job: MergeJob = { parts, output, format }
+  { format }: ReplayOptions,
+  input: CaptureFile,
+  whole: Outputs,
+  outputs: Outputs[],
+  results: [ReplayResult, GatewayResult][],
+): Promise<string[]> {
+  const faults: string[] = []
+  if (whole.log >= 0) for (const { log } of outputs) faults.push(...append(whole.log, log))
+  if (whole.returned === undefined) return faults
+  const parts = outputs.map(({ returned }, i) => ({
+    file: rewound(returned as OutputFile),
+    order: results[i][0].order,
+  }))
+  const job: Omit<MergeJob, 'port'> = { input, parts, output: whole.returned, format: format ?? input.format }
   const worker = spawnWorker('merge', job)
-  await worker.done.finally(() => {
-    for (const part of parts) closeCapture(part.file)
-  })
+  const result = (await worker.ready) as MergeResult
+  await worker.done
+  return [...faults, ...result.faults]
 }
 
 function tell({ progress }: ReplayOptions, pairs: Pair[]): void {
@@ -250,17 +271,19 @@ function tell({ progress }: ReplayOptions, pairs: Pair[]): void {
   progress?.(read, sum(REPLAY_STATUS.UNCHANGED) + sum(REPLAY_STATUS.CHANGED))
 }
 
-function report(input: CaptureFile, pairs: Pair[], results: ReplayResult[], seconds: number): ReplayReport {
+function report(input: CaptureFile, pairs: Pair[], faults: string[], seconds: number): ReplayReport {
   const sum = (word: number) => pairs.reduce((total, { status }) => total + status[word], 0)
   const worst = (word: number) => Math.max(...pairs.map(({ status }) => status[word]))
   const packets = worst(REPLAY_STATUS.READ)
+  const [sent, unchanged, changed] = [REPLAY_STATUS.SENT, REPLAY_STATUS.UNCHANGED, REPLAY_STATUS.CHANGED].map(sum)
   return {
     input: input.name,
     packets,
-    sent: sum(REPLAY_STATUS.SENT),
-    unchanged: sum(REPLAY_STATUS.UNCHANGED),
-    changed: sum(REPLAY_STATUS.CHANGED),
-    notReturned: sum(REPLAY_STATUS.SENT) - sum(REPLAY_STATUS.UNCHANGED),
+    sent,
+    unchanged,
+    changed,
+    notReturned: sent - unchanged - changed,
+    made: sum(REPLAY_STATUS.MADE),
     flows: pairs.reduce((total, { flows }) => total + new FlowView(flows).count, 0),
     seconds,
     packetsPerSecond: packets / seconds,
@@ -268,7 +291,7 @@ function report(input: CaptureFile, pairs: Pair[], results: ReplayResult[], seco
     latencyP99Us: worst(REPLAY_STATUS.P99_US),
     node: nodeCounters(pairs),
     gateway: sumCounters(pairs.map(({ counters }) => counters.gateway)),
-    faults: [...new Set(results.flatMap(({ faults }) => faults))],
+    faults,
   }
 }
 

@@ -28,8 +28,15 @@ export interface ReplayerOptions {
   policy: PolicyHandle
   /** Packets of other shares are left to other workers: those whose flow hash, modulo `count`, is not `index`. */
   share: { index: number; count: number }
-  /** Most packets on their way to a live endpoint; undefined where the underlay itself holds what does not fit. */
-  window: number | undefined
+  /** Undefined where the gateway is in this process: its packets bear their times, and the underlay holds what does not fit. */
+  live: LiveEndpoint | undefined
+}
+
+export interface LiveEndpoint {
+  /** Most packets on their way. */
+  window: number
+  /** UDP port at which packets come back: the tunnel's, or that of our socket. */
+  returnPort: number
 }
 
 /** After this silence a live endpoint is taken to have dropped what is still out, and the window opens again. */
@@ -58,8 +65,10 @@ export class Replayer {
   /** For each packet written, the number of the packet that it goes back to. */
   order = new Int32Array(1 << 16)
   written = 0
-  private forgiven = 0
   private lastMove = 0
+  // Of the packet sent last.
+  private lastSequence = 0
+  private lastTime = 0
 
   constructor(
     pool: Pool,
@@ -76,7 +85,7 @@ export class Replayer {
     this.ledger = new Ledger(pool)
     this.table = new FlowTable(options.flows)
     const { table, local, passed } = this
-    const { tunnel, seed } = options
+    const { tunnel, seed, live } = options
     const fragments = new FragmentTable()
     this.classify = new Classify(pool, counters.stage('classify'), { fragments, seed, withAttachment: false, local })
     this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), passed)
@@ -85,7 +94,8 @@ export class Replayer {
     this.encap = new Encap(pool, counters.stage('encap'), tunnel)
     this.out = new Complete(pool, counters.stage('complete underlay'), underlay)
     const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
-    this.decap = new Decap(pool, counters.stage('decap'), tunnel, { anyPeer: false, keep: false, anyInner: false })
+    const back = { ...tunnel, port: live?.returnPort ?? tunnel.port }
+    this.decap = new Decap(pool, counters.stage('decap'), back, { anyPeer: false, keep: false, anyInner: false })
     const restore = { table, fragments, seed, attachments: undefined, probes: undefined }
     this.restore = new Restore(pool, counters.stage('restore'), restore)
     this.readerLeg = {
@@ -97,24 +107,19 @@ export class Replayer {
     this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
   }
 
-  /** Ms of performance.now() when a packet last went out or came back. */
+  /** Ms of performance.now() when a packet last went out, or one of those came back. */
   get lastMoved(): number {
     return this.lastMove
   }
 
-  /** Packets sent to a live endpoint and neither back nor given up. */
-  get outstanding(): number {
-    const { ledger } = this
-    return ledger.sent - ledger.unchanged - ledger.changed - this.forgiven
-  }
-
   private mayRead(underlay: { readonly room?: number }): boolean {
     if (this.reader.exhausted || this.pool.available < BATCH) return false
-    const { window } = this.options
-    if (window === undefined) return underlay.room === undefined || underlay.room >= BATCH
-    if (this.outstanding + BATCH <= window) return true
+    const { ledger } = this
+    const { live } = this.options
+    if (live === undefined) return underlay.room === undefined || underlay.room >= BATCH
+    if (ledger.outstanding + BATCH <= live.window) return true
     if (performance.now() - this.lastMove < FORGIVE_MS) return false
-    this.forgiven += this.outstanding
+    ledger.forgive()
     return true
   }
 
@@ -131,11 +136,17 @@ export class Replayer {
     this.decide.run(batch)
     const now = performance.now()
     for (let i = 0; i < batch.length; i++) ledger.send(frames[i], now)
-    if (batch.length > 0) this.lastMove = now
+    if (batch.length > 0) this.sent(frames[batch.length - 1], now)
     this.encap.run(batch)
     this.out.run(batch)
     this.retire(local, this.localCounters)
     this.retire(passed, this.passedCounters)
+  }
+
+  private sent(last: number, now: number): void {
+    this.lastMove = now
+    this.lastSequence = this.pool.sequence[last]
+    this.lastTime = this.pool.time[last]
   }
 
   private takeShare(batch: Batch): void {
@@ -163,18 +174,34 @@ export class Replayer {
 
   private comeBack(batch: Batch): void {
     const { pool, ledger } = this
+    if (this.options.live !== undefined) this.date(batch)
     this.decap.run(batch)
     this.restore.run(batch)
     const { frames, length } = batch
     const now = performance.now()
+    const { outstanding } = ledger
     for (let i = 0; i < length; i++) ledger.back(frames[i], now)
-    if (length > 0) this.lastMove = now
+    if (ledger.outstanding !== outstanding) this.lastMove = now
     if (this.writer === undefined) {
       pool.freeAll(batch)
       return
     }
     if (this.options.share.count > 1) this.note(batch)
     this.writer.transmit(batch)
+  }
+
+  /** A live endpoint's packets come at the time of the packet sent last, until the ledger knows better: there is one clock, the capture's. */
+  private date(batch: Batch): void {
+    const { pool, lastTime } = this
+    const { frames, length } = batch
+    const seconds = Math.floor(lastTime / 1000)
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      pool.sequence[frame] = this.lastSequence
+      pool.time[frame] = lastTime
+      pool.seconds[frame] = seconds
+      pool.nanoseconds[frame] = Math.round((lastTime - seconds * 1000) * 1e6)
+    }
   }
 
   private note(batch: Batch): void {
