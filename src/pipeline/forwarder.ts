@@ -168,7 +168,7 @@ export class Forwarder {
       pod.out.run(pod.returned)
     }
     touched.length = 0
-    this.probe.collect(performance.now())
+    this.probe.collect()
   }
 }
 

@@ -35,7 +35,7 @@ export class Probe {
   private readonly transmit: (batch: Batch) => void
   private readonly options: ProbeOptions
   private readonly outgoing = new Batch(1)
-  private next = 0
+  private next = Number.NEGATIVE_INFINITY
   private lastAnswer = Number.NEGATIVE_INFINITY
   private first = Number.NEGATIVE_INFINITY
 
@@ -58,11 +58,11 @@ export class Probe {
     return now - Math.max(this.lastAnswer, this.first) <= limitMs
   }
 
-  /** Takes the probes in `returned`. */
-  collect(now: number): void {
+  /** Takes the probes in `returned`, as of now. */
+  collect(): void {
     if (this.returned.length === 0) return
     this.answered += this.returned.length
-    this.lastAnswer = now
+    this.lastAnswer = performance.now()
     this.pool.freeAll(this.returned)
   }
 

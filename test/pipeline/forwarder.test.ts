@@ -2,9 +2,22 @@
 
 import { describe, expect, test } from 'vitest'
 import { VERDICT } from '../../src/flow/verdict.ts'
-import { GSO } from '../../src/memory/pool.ts'
+import { GSO, OFFLOAD } from '../../src/memory/pool.ts'
 import { PROBE_MAC } from '../../src/pipeline/probe.ts'
-import { frame, ICMP, ICMPV6, type Inner, icmpError, PEER, POD, TCP, TUNNEL_ENDS, tunnelled, UDP } from './packets.ts'
+import {
+  frame,
+  ICMP,
+  ICMPV6,
+  type Inner,
+  icmpError,
+  ip,
+  PEER,
+  POD,
+  TCP,
+  TUNNEL_ENDS,
+  tunnelled,
+  UDP,
+} from './packets.ts'
 import { type FakeDevice, Rig, TUNNELS, tunnelConfig } from './rig.ts'
 import { batchOf, build, type Packet, PLAIN, pattern } from './super.ts'
 
@@ -78,7 +91,9 @@ describe.each(TUNNELS)('there and back through $name', ({ kind, outer }) => {
     const [whole] = able.toward(pod, packet)
     expect(whole.gso).toBe(GSO.TCP4 | (outer === 4 ? GSO.TUNNEL4 : GSO.TUNNEL6))
     able.bounce([whole])
-    expect(bytesOf(pod.take())).toEqual([packet.bytes])
+    const back = pod.take()
+    expect(bytesOf(back)).toEqual([packet.bytes])
+    expect(back[0]).toMatchObject({ gso: GSO.TCP4, gsoSize: 1400, offload: OFFLOAD.NEEDS_CHECKSUM, outerTransport: 0 })
     able.balanced()
 
     const unable = new Rig({ tunnel })
@@ -131,7 +146,7 @@ describe('attachments', () => {
   })
 
   test('another pod’s source address lets nothing by that leaves', () => {
-    const rig = new Rig()
+    const rig = new Rig({ probe: { intervalMs: 1000, limitMs: 3000 } })
     const [one] = [rig.pod(POD.mac), rig.pod(OTHER.mac)]
     expect(rig.toward(one, frame({ fromMac: OTHER.mac }))).toHaveLength(1)
     const probe = Array.from(PROBE_MAC, byte => byte.toString(16).padStart(2, '0')).join(':')
@@ -359,16 +374,19 @@ describe('what belongs to a flow', () => {
   test.each([4, 6] as const)('fragments over IPv%i follow their first one, both ways', version => {
     const rig = new Rig()
     const pod = rig.pod()
-    const more = version === 4 ? 0x2000 : 1
-    const offset = version === 4 ? 3 : 3 << 3
-    const whole: Inner = { version, id: 77, data: pattern(40), sourcePort: 7000, port: 8000 }
-    const first = frame({ ...whole, fragment: more })
-    const second = frame({ ...whole, fragment: offset | more, body: [...pattern(24)] })
-    const third = frame({ ...whole, fragment: version === 4 ? 6 : 6 << 3, body: [...pattern(5)] })
+    const flow: Inner = { version, id: 77, sourcePort: 7000, port: 8000 }
+    // A datagram of 48 bytes, whose length the first fragment says, in three parts.
+    const datagram = ip({ ...flow, data: pattern(40) }).slice(version === 4 ? 20 : 40)
+    const part = (from: number, to: number) => {
+      const more = to < datagram.length ? 1 : 0
+      const fragment = version === 4 ? (from >> 3) | (more << 13) : from | more
+      return frame({ ...flow, fragment, body: datagram.slice(from, to) })
+    }
+    const [first, second, third] = [part(0, 24), part(24, 40), part(40, 48)]
     expect(roundTrip(rig, pod, first, second, third)).toEqual([first, second, third])
     expect(rig.forwarder.table.count).toBe(1)
     // An unfragmented packet of the flow is of the same flow.
-    rig.toward(pod, frame({ version, sourcePort: 7000, port: 8000 }))
+    rig.toward(pod, frame(flow))
     expect(rig.forwarder.table.count).toBe(1)
     rig.balanced()
   })
@@ -413,7 +431,8 @@ describe('the endpoint', () => {
     const closed = rig.pod(OTHER.mac, true)
     const ofOpen = frame()
     const ofClosed = frame({ fromMac: OTHER.mac, from: OTHER.ip4 })
-    const start = performance.now()
+    // Long ago, so that only an answer can count as recent.
+    const start = performance.now() - 60_000
     const toBoth = () => rig.toward(open, ofOpen).length + rig.toward(closed, ofClosed).length
 
     rig.forwarder.tick(start)
@@ -430,7 +449,7 @@ describe('the endpoint', () => {
     expect(closed.take()).toHaveLength(0)
     expect(rig.drops).toEqual({ 'decide endpoint-down': 1 })
 
-    // Probes go on; what returns in time counts from when it returned.
+    // Probes go on, and what returns counts from when it returned.
     rig.forwarder.tick(start + 500)
     rig.bounce(rig.underlay.take())
     rig.forwarder.tick(performance.now())
