@@ -19,7 +19,7 @@ import { missing, runIn, title, transfer } from '../netns/support.ts'
 import { fixture } from './harness.ts'
 
 const [CLIENT, SERVER, NODE, GATEWAY] = ['client', 'server', 'node', 'gateway'].map(role => `dtg${process.pid}-${role}`)
-const UPLINK = 'dtg0'
+const UPLINK = 'eth0'
 const MAC = { client: '02:00:00:00:00:0c', server: '02:00:00:00:00:05' }
 const POD = { 4: { client: '10.244.0.2', server: '10.244.0.3' }, 6: { client: 'fd00:244::2', server: 'fd00:244::3' } }
 const END = { 4: { node: '10.99.0.1', gateway: '10.99.0.2' }, 6: { node: 'fd00:99::1', gateway: 'fd00:99::2' } }
