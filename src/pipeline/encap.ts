@@ -7,6 +7,7 @@
 
 import { DROP } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
+import { copyBytes } from '../memory/copy.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import { HEADER as ETHERNET, ETHERTYPE, setType } from '../wire/ethernet.ts'
@@ -28,7 +29,7 @@ const LARGEST = 65_535
 export class Encap {
   private readonly pool: Pool
   private readonly counters: StageCounters
-  private readonly template: Uint8Array
+  private readonly template: DataView
   private readonly size: number
   private readonly four: boolean
   private readonly udpAt: number
@@ -42,8 +43,9 @@ export class Encap {
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig) {
     this.pool = pool
     this.counters = counters
-    this.template = outerTemplate(tunnel)
-    this.size = this.template.length
+    const template = outerTemplate(tunnel)
+    this.template = new DataView(template.buffer)
+    this.size = template.length
     this.four = tunnel.local.length === 4
     this.udpAt = ETHERNET + (this.four ? ipv4.HEADER : ipv6.HEADER)
     this.dataAt = optionBytes(tunnel) === 0 ? 0 : this.size - METADATA.DATA
@@ -52,7 +54,7 @@ export class Encap {
     this.checksum = sendsChecksum(tunnel)
     this.gsoTunnel = this.four ? GSO.TUNNEL4 : GSO.TUNNEL6
     let sum = 0
-    if (this.four) for (let i = ETHERNET; i < this.udpAt; i += 2) sum += (this.template[i] << 8) | this.template[i + 1]
+    if (this.four) for (let i = ETHERNET; i < this.udpAt; i += 2) sum += (template[i] << 8) | template[i + 1]
     this.headerSum = sum
   }
 
@@ -91,7 +93,7 @@ export class Encap {
     const b = pool.bytes
     const inner = pool.start[frame]
     const at = inner - size
-    for (let i = 0; i < size; i++) b[at + i] = template[i]
+    copyBytes(pool.view, at, template, 0, size)
 
     const network = pool.network[frame]
     const version = network === 0 ? 0 : b[network] >> 4
