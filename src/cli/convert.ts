@@ -8,12 +8,22 @@ import { Command, Option } from 'commander'
 import { Piscina } from 'piscina'
 import { workerFile } from '../control/spawn.ts'
 import type { ConvertJob, ConvertResult } from '../control/worker-input.ts'
-import { type CaptureFile, type CaptureFormat, closeCapture, createCapture, openCapture } from '../device/pcap.ts'
+import {
+  type CaptureFile,
+  type CaptureFormat,
+  closeCapture,
+  createCapture,
+  createPieces,
+  openCapture,
+} from '../device/pcap.ts'
 import { DROP_COUNT, dropName, dropText } from '../drop.ts'
 import { DetourError } from '../errors.ts'
-import { readCounters, type StageCounters } from '../memory/counters.ts'
+import { readCounters, type StageCounters, sumCounters } from '../memory/counters.ts'
 import { addTunnelOptions, type TunnelFlags, tunnelOf } from './options.ts'
 import { count, Progress, table } from './table.ts'
+
+/** Bytes of a file that are worth a thread of their own. */
+const SHARE = 8 << 20
 
 interface ConvertFlags extends TunnelFlags {
   read: string[]
@@ -56,7 +66,9 @@ function convertCommand(direction: 'encap' | 'decap', description: string, examp
 const collect = (value: string, before: string[] = []) => [...before, value]
 
 /** What became of one file. */
-interface Done extends ConvertResult {
+interface Done {
+  /** One a thread. */
+  results: ConvertResult[]
   input: string
   output: string
   ms: number
@@ -67,8 +79,14 @@ async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<v
   const folder = statSync(flags.write, { throwIfNoEntry: false })?.isDirectory() ?? false
   if (flags.read.length > 1 && !folder)
     throw new DetourError('usage', `-w ${flags.write}: with several inputs, name a folder that exists`)
-  const threads = Math.min(flags.read.length, availableParallelism())
-  const pool = new Piscina({ filename: fileURLToPath(workerFile('convert')), name: 'convert', maxThreads: threads })
+  const maxThreads = availableParallelism()
+  const pool = new Piscina({
+    filename: fileURLToPath(workerFile('convert')),
+    name: 'convert',
+    minThreads: 1,
+    maxThreads,
+  })
+  const threads = Math.max(1, Math.floor(maxThreads / flags.read.length))
   const progress = new Progress()
   try {
     const jobs = flags.read.map(async (path): Promise<Done> => {
@@ -80,8 +98,9 @@ async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<v
       try {
         const format = flags.format ?? input.format
         const job: ConvertJob = { direction, tunnel, input, output, format, progress: shared }
-        const result: ConvertResult = await pool.run(job)
-        return { ...result, input: input.name, output: output.name, ms: performance.now() - began }
+        // The pool takes jobs in order, so those of one file, which wait for each other, run at the same time.
+        const results: ConvertResult[] = await Promise.all(shares(job, threads).map(share => pool.run(share)))
+        return { results, input: input.name, output: output.name, ms: performance.now() - began }
       } finally {
         clearInterval(timer)
         closeCapture(input)
@@ -92,8 +111,15 @@ async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<v
     progress.clear()
     report(direction, results, flags)
   } finally {
-    await pool.close()
+    await pool.destroy()
   }
+}
+
+/** The jobs of one file: pieces of a pcap file for several threads, and one job where the file has state. */
+function shares(job: ConvertJob, threads: number): ConvertJob[] {
+  if (job.input.format === 'pcapng' || job.format === 'pcapng') return [job]
+  const useful = Math.max(1, Math.min(threads, Math.ceil(job.input.size / SHARE)))
+  return createPieces(useful).map(pieces => ({ ...job, pieces }))
 }
 
 function watch(progress: Progress, input: CaptureFile, shared: SharedArrayBuffer): NodeJS.Timeout {
@@ -103,8 +129,9 @@ function watch(progress: Progress, input: CaptureFile, shared: SharedArrayBuffer
 
 /** One line a file and one a drop reason, on stderr when the packets go to standard output; exit status 1 after a fault. */
 function report(direction: 'encap' | 'decap', results: Done[], flags: ConvertFlags): void {
-  const files = results.map(({ input, output, ms, counters, faults }) => {
-    const stages = readCounters(counters)
+  const files = results.map(({ input, output, ms, results }) => {
+    const stages = sumCounters(results.map(result => readCounters(result.counters)))
+    const faults = [...new Set(results.flatMap(result => result.faults))]
     const [read, written] = [stages[0], stages[1]]
     return {
       input,

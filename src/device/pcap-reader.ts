@@ -17,6 +17,7 @@ import { FAULT, faultText, PacketRecord } from '../wire/record.ts'
 import type { Device } from './device.ts'
 import { type CaptureFile, unreadable } from './pcap-file.ts'
 import type { Origins } from './pcap-origins.ts'
+import type { Pieces } from './pcap-pieces.ts'
 
 /** `max`: at once; `1x`: by the file's timestamps; a number: packets a second. */
 export type Rate = 'max' | '1x' | number
@@ -28,12 +29,16 @@ export interface PcapReaderOptions {
   clock?: () => number
   /** Where to keep what a frame cannot hold, for a PcapWriter in the same thread. */
   origins?: Origins
+  /** A pcap file that other threads read too: packets come after `nextPiece`. */
+  pieces?: Pieces
 }
 
 /** Holds the largest record; a block that is larger is passed over. */
 const CHUNK = 1 << 20
 /** Bytes a system call: more would leave the second-level cache before they are used. */
 const READ = 1 << 18
+/** Bytes of a piece; above the largest record. */
+const PIECE = 2 * READ
 
 /** Receives the packets of a capture file; transmitting to it drops. `close` leaves the descriptor to whoever opened it. */
 export class PcapReader implements Device {
@@ -49,6 +54,7 @@ export class PcapReader implements Device {
   private readonly counters: StageCounters
   private readonly file: CaptureFile
   private readonly origins: Origins | undefined
+  private readonly pieces: Pieces | undefined
   private readonly rate: Rate
   private readonly clock: () => number
 
@@ -65,6 +71,8 @@ export class PcapReader implements Device {
   /** The record is filled and not yet received. */
   private ready = false
   private done = false
+  /** Behind the bytes at hand another piece begins. */
+  private cut = false
 
   /** Clock at the first packet that has a time, and that time in ms. */
   private begun = Number.NaN
@@ -77,12 +85,15 @@ export class PcapReader implements Device {
     this.file = file
     this.name = `pcap:${file.name}`
     this.origins = options.origins
+    this.pieces = options.pieces
     this.rate = options.rate ?? 'max'
     this.clock = options.clock ?? (() => performance.now())
     if (file.format !== 'pcapng' && this.load()) {
       this.header = readHeader(this.view, 0)
       this.at = FILE_HEADER
     }
+    // Nothing is there to receive before the first piece.
+    this.done = this.done || options.pieces !== undefined
   }
 
   get exhausted(): boolean {
@@ -112,6 +123,23 @@ export class PcapReader implements Device {
     this.counters.received(received, bytes)
     this.counters.copied(bytes)
     return received
+  }
+
+  /** Goes to this thread's next piece of the file; false when there is none. */
+  nextPiece(): boolean {
+    const { pieces } = this
+    if (pieces === undefined || !pieces.awaitRead()) return false
+    this.base = pieces.position
+    this.packets = pieces.packets
+    this.at = 0
+    this.end = 0
+    while (this.fault === undefined && this.end < PIECE && this.load()) {}
+    const records = this.cutPiece()
+    pieces.passRead(this.base + this.end, this.packets + records, !this.cut)
+    // What could not be read is behind this piece, so that is for the thread whose piece would begin with it.
+    if (this.cut) this.fault = undefined
+    this.done = this.fault !== undefined
+    return true
   }
 
   /** Milliseconds until the next packet is due: 0 when it is, or when nothing more will come. */
@@ -201,10 +229,28 @@ export class PcapReader implements Device {
     return false
   }
 
+  // Cuts what is at hand behind its last whole record and returns how many there are. Where there is none the file ends,
+  // well or badly, and the record reader will tell.
+  private cutPiece(): number {
+    const { view, header, record, end } = this
+    let at = 0
+    let records = 0
+    while (header !== undefined) {
+      const size = readRecord(view, at, end, header, record)
+      if (size <= 0) break
+      at += size
+      records++
+    }
+    this.cut = records > 0
+    if (this.cut) this.end = at
+    return records
+  }
+
   // Gets more of the file behind the record that was cut off, or ends it.
   private refill(): void {
     const { section } = this
-    if (section.length > CHUNK && this.header === undefined) {
+    if (this.cut) this.done = true
+    else if (section.length > CHUNK && this.header === undefined) {
       if (isPacket(section)) this.stop(this.at, faultText(FAULT.BLOCK_LARGE))
       else this.skip(section.length)
     } else if (!this.load() && !this.done) {

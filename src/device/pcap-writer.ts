@@ -24,6 +24,7 @@ import { MAX_CAPTURED } from '../wire/record.ts'
 import type { Device } from './device.ts'
 import type { CaptureFormat, OutputFile } from './pcap-file.ts'
 import type { Origins } from './pcap-origins.ts'
+import type { Pieces } from './pcap-pieces.ts'
 
 export interface PcapWriterOptions {
   /** `pcapng` when not given. */
@@ -33,6 +34,8 @@ export interface PcapWriterOptions {
    * order, sections, interfaces, options and blocks that are no packets.
    */
   origins?: Origins
+  /** Other threads write the same pcap file: a piece is written with `endPiece`. */
+  pieces?: Pieces
 }
 
 /** Directions of a packet, as in epb_flags; NONE writes no flags. */
@@ -40,6 +43,8 @@ export const DIRECTION = { NONE: 0, RECEIVED: 1, TRANSMITTED: 2 } as const
 
 // Bytes a system call: more would leave the second-level cache before they are written.
 const FLUSH = 1 << 18
+// A piece should fit, for a thread that must write in the middle of it waits for its turn.
+const FLUSH_PIECE = 1 << 20
 // Behind the flush mark there is room for one more packet with options, or one more block that was read whole.
 const RESERVE = 2 << 20
 
@@ -56,6 +61,8 @@ export class PcapWriter implements Device {
   private readonly counters: StageCounters
   private readonly file: OutputFile
   private readonly origins: Origins | undefined
+  private readonly pieces: Pieces | undefined
+  private readonly mark: number
   /** Sections and interfaces come from the file that is read. */
   private readonly mirror: boolean
   /** pcap's file header; undefined for pcapng. */
@@ -67,21 +74,23 @@ export class PcapWriter implements Device {
   private interfaces: Interface[] = []
 
   constructor(pool: Pool, counters: StageCounters, file: OutputFile, options: PcapWriterOptions = {}) {
-    const { format = 'pcapng', origins } = options
+    const { format = 'pcapng', origins, pieces } = options
     this.pool = pool
     this.counters = counters
     this.file = file
     this.name = `pcap:${file.name}`
     this.origins = origins
+    this.pieces = pieces
+    this.mark = pieces === undefined ? FLUSH : FLUSH_PIECE
     this.mirror = format === 'pcapng' && origins?.format === 'pcapng'
-    this.buffer = new Uint8Array(FLUSH + RESERVE + pool.frameSize)
+    this.buffer = new Uint8Array(this.mark + RESERVE + pool.frameSize)
     this.view = new DataView(this.buffer.buffer)
     if (format === 'pcapng') {
       if (!this.mirror) this.at = writeSection(this.view, 0, 'Detour')
     } else {
       const nanoseconds = format === 'pcap-ns'
       this.header = { little: true, nanoseconds, snaplen: MAX_CAPTURED, linktype: LINKTYPE.ETHERNET, fcs: 0 }
-      this.at = writeHeader(this.view, 0, this.header)
+      if (pieces === undefined || pieces.first) this.at = writeHeader(this.view, 0, this.header)
     }
   }
 
@@ -117,7 +126,7 @@ export class PcapWriter implements Device {
   write(frame: number, seconds: number, nanoseconds: number, interfaceNumber: number, direction: number): void {
     const { pool, counters, header, view, origins } = this
     const length = pool.length[frame]
-    if (this.at >= FLUSH) this.flush()
+    if (this.at >= this.mark) this.flush()
     if (this.fault !== undefined || length > MAX_CAPTURED) {
       counters.dropped(this.fault === undefined ? DROP.OVERSIZED : DROP.DEVICE_ERROR)
       return
@@ -142,6 +151,7 @@ export class PcapWriter implements Device {
   /** Hands what is buffered to the kernel; never throws. */
   flush(): void {
     let from = 0
+    if (this.at > 0) this.pieces?.awaitWrite()
     while (from < this.at && this.fault === undefined) {
       try {
         from += writeSync(this.file.fd, this.buffer, from, this.at - from)
@@ -152,6 +162,12 @@ export class PcapWriter implements Device {
       }
     }
     this.at = 0
+  }
+
+  /** Writes what is left of the piece, and lets the thread that has the next one write. */
+  endPiece(): void {
+    this.flush()
+    this.pieces?.passWrite()
   }
 
   close(): void {
@@ -213,7 +229,7 @@ export class PcapWriter implements Device {
   // Writes the blocks that come before a record.
   private passBlocks(number: number): void {
     for (let block = this.origins!.take(number); block !== undefined; block = this.origins!.take(number)) {
-      if (this.at >= FLUSH) this.flush()
+      if (this.at >= this.mark) this.flush()
       if (block.little !== undefined) {
         this.little = block.little
         this.interfaces = []

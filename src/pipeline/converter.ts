@@ -13,13 +13,16 @@ import { Encap } from './encap.ts'
 import { parse } from './parse.ts'
 import type { TunnelConfig } from './tunnel.ts'
 
+/** Fragmented datagrams that are remembered at a time within a piece. */
+const FRAGMENTED = 512
+
 /** One conversion: that thread only. */
 export class Converter {
   private readonly pool: Pool
   private readonly reader: PcapReader
   private readonly stages: (batch: Batch) => void
   private readonly batch = new Batch()
-  private readonly fragments = new FragmentTable()
+  private fragments = new FragmentTable()
 
   constructor(
     pool: Pool,
@@ -54,6 +57,15 @@ export class Converter {
     const n = this.reader.receive(this.batch)
     if (n > 0) this.stages(this.batch)
     return n > 0 || !this.reader.exhausted
+  }
+
+  /**
+   * Goes to the reader's next piece; false when there is none. Fragments are not remembered from one piece to the next, so
+   * that the result does not depend on which thread has which: of a datagram on a border the rest gets the port of an unknown one.
+   */
+  nextPiece(): boolean {
+    this.fragments = new FragmentTable(FRAGMENTED)
+    return this.reader.nextPiece()
   }
 
   /** Finds the flow of each packet, for the entropy of its source port; what is no flow is encapsulated all the same. */
