@@ -45,7 +45,7 @@ export class Pod implements Device {
     this.pool = pool
     this.flows = flows
     this.inner = inner
-    this.template = template(inner)
+    this.template = frameTemplate(inner)
   }
 
   receive(batch: Batch): number {
@@ -140,7 +140,7 @@ export class Steady {
     this.pod = new Pod(this.pool, inner, flows)
     this.endpoint = new Endpoint(this.pool, outer)
     const forwarder = new Forwarder(this.pool, this.counters, this.endpoint, {
-      tunnel: tunnel(kind, outer, outerChecksum),
+      tunnel: steadyTunnel(kind, outer, outerChecksum),
       underlayMtu: 1500,
       flows: createFlowTable({ capacity: flows, tcpIdleMs: 1e9, idleMs: 1e9 }),
       seed: FIXED_SEED,
@@ -179,7 +179,8 @@ export class Steady {
   }
 }
 
-function tunnel(kind: 'geneve' | 'vxlan', outer: 4 | 6, outerChecksum: 'auto' | 'zero'): TunnelConfig {
+/** The tunnel of the steady path. */
+export function steadyTunnel(kind: 'geneve' | 'vxlan', outer: 4 | 6, outerChecksum: 'auto' | 'zero'): TunnelConfig {
   const end = (host: number) => (outer === 4 ? [10, 8, 0, host] : [0xfd, ...new Array(14).fill(0), host])
   return {
     profile: kind,
@@ -200,7 +201,7 @@ function tunnel(kind: 'geneve' | 'vxlan', outer: 4 | 6, outerChecksum: 'auto' | 
 }
 
 /** A 64-byte frame (84 over IPv6) of UDP from the pod. */
-function template(inner: 4 | 6): Uint8Array {
+export function frameTemplate(inner: 4 | 6): Uint8Array {
   const ethernet = [2, 0, 0, 0, 0x0b, 2, ...MAC, ...(inner === 4 ? [8, 0] : [0x86, 0xdd])]
   const udp = [0x9c, 0x40, 0x9c, 0x41, 0, 8 + DATA, 0, 0, ...new Array(DATA).fill(7)]
   const ip =
