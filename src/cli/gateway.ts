@@ -94,7 +94,9 @@ async function run(options: Options): Promise<void> {
     await Promise.race([stopped, gateway.done])
   } finally {
     await control?.close()
-    await gateway.stop()
+    const faults = await gateway.stop()
+    for (const fault of faults) process.stderr.write(`detour: ${fault}\n`)
+    if (faults.length > 0) process.exitCode = 1
     if (logFd !== undefined && logFd !== STDOUT) closeSync(logFd)
   }
   say.write(`${summary(gateway, options.json === true)}\n`)

@@ -17,7 +17,7 @@ import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { inNamespace } from '../os/netns.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
-import type { GatewayInput } from './engine.ts'
+import type { GatewayInput, GatewayResult } from './engine.ts'
 import { profileNamed } from './profile.ts'
 import type { Rules } from './rules.ts'
 
@@ -52,8 +52,8 @@ export interface RunningGateway {
   readonly source: Source
   /** Settles when the worker has ended; rejects when it failed. */
   readonly done: Promise<void>
-  /** Serves what has arrived, ends the worker and leaves the interface as it was found. */
-  stop(): Promise<void>
+  /** Serves what has arrived, ends the worker and leaves the interface as it was found; resolves with what could not be written. */
+  stop(): Promise<string[]>
 }
 
 /** Starts a gateway and resolves when it takes packets. Throws DetourError and leaves nothing behind. */
@@ -78,28 +78,32 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
     metadata: true,
     ...options.tunnel,
   }
+  const capture = options.capture && {
+    ...createCapture(options.capture.path),
+    limitBytes: options.capture.limitBytes,
+  }
+  const flows = createFlowTable({ capacity: FLOWS })
+  const input = {
+    pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
+    engine: {
+      tunnel,
+      own: ownAddresses(local, options.namespace ?? ''),
+      rules: options.rules,
+      flows,
+      seed: randomSeed(),
+      logFd: options.logFd ?? -1,
+      live: true,
+    },
+  }
   const opened = openDevice(options, port)
   try {
-    const capture = options.capture && {
-      ...createCapture(options.capture.path),
-      limitBytes: options.capture.limitBytes,
-    }
-    const flows = createFlowTable({ capacity: FLOWS })
-    const input: Omit<GatewayInput, 'port'> = {
-      pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
-      underlay: { device: opened.device, capture },
-      engine: {
-        tunnel,
-        own: ownAddresses(local, options.namespace ?? ''),
-        rules: options.rules,
-        flows,
-        seed: randomSeed(),
-        logFd: options.logFd ?? -1,
-        live: true,
-      },
-    }
-    const worker = spawnWorker(WORKER, input)
+    const underlay: DeviceSpec = { device: opened.device, capture }
+    const worker = spawnWorker(WORKER, { ...input, underlay } satisfies Omit<GatewayInput, 'port'>)
+    let faults: string[] = []
     const stages = readCounters((await worker.ready) as CountersHandle)
+    worker.worker.on('message', (result: GatewayResult) => {
+      faults = result.faults
+    })
     const view = new FlowView(flows)
     const row: UnderlayRow = {
       device: opened.name,
@@ -129,6 +133,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
       done: worker.done,
       async stop() {
         await worker.stop().finally(() => opened.close())
+        return faults
       },
     }
   } catch (error) {

@@ -206,6 +206,29 @@ describe('detour gateway', () => {
     expect(drops).toMatchObject([{ stage: 'inspect', reason: 'policy', packets: 200 }])
   })
 
+  it('says when the log could not be written', async () => {
+    const port = await freePort('127.0.0.1')
+    const child = start([
+      'gateway',
+      '--listen',
+      `127.0.0.1:${port}`,
+      '--control',
+      join(directory, 'control'),
+      '--log',
+      '/dev/full',
+    ])
+    children.push(child)
+    const closed = once(child, 'close')
+    let err = ''
+    child.stderr.on('data', data => (err += data))
+    await once(child.stdout, 'data')
+    const peer = await socket('127.0.0.1')
+    await exchange(peer, { address: '127.0.0.1', port }, payloads('GENEVE over IPv4'), 1)
+    child.kill('SIGTERM')
+    expect((await closed)[0]).toBe(1)
+    expect(err).toContain('verdict log: 1 lines could not be written')
+  })
+
   it('says what it did in a table', async () => {
     const port = await freePort('127.0.0.1')
     const child = start([
