@@ -46,8 +46,8 @@ export class Decap {
   private readonly anyPeer: boolean
   private readonly keep: boolean
   private readonly anyInner: boolean
-  /** Expected outer source and destination address, in that order, as on the wire. */
-  private readonly addresses: Uint8Array
+  /** Expected outer source and destination address, in that order, in words of network order. */
+  private readonly addresses: Int32Array
 
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig, options: DecapOptions) {
     this.pool = pool
@@ -61,7 +61,8 @@ export class Decap {
     this.anyPeer = options.anyPeer
     this.keep = options.keep
     this.anyInner = options.anyInner
-    this.addresses = Uint8Array.from([...tunnel.remote, ...tunnel.local])
+    const addresses = new DataView(Uint8Array.from([...tunnel.remote, ...tunnel.local]).buffer)
+    this.addresses = Int32Array.from({ length: addresses.byteLength / 4 }, (_, i) => addresses.getInt32(4 * i))
   }
 
   /** Decapsulates every frame; those refused are dropped with their reason. */
@@ -158,11 +159,12 @@ export class Decap {
   }
 
   private fromPeer(ip: number, type: number): boolean {
-    const { bytes } = this.pool
+    const { view } = this.pool
     const { addresses } = this
-    const at = ip + (type === ETHERTYPE.IPV4 ? 12 : ipv6.SOURCE)
-    if (addresses.length !== (type === ETHERTYPE.IPV4 ? 8 : 32)) return false
-    for (let i = 0; i < addresses.length; i++) if (bytes[at + i] !== addresses[i]) return false
+    const four = type === ETHERTYPE.IPV4
+    if (addresses.length !== (four ? 2 : 8)) return false
+    const at = ip + (four ? ipv4.SOURCE : ipv6.SOURCE)
+    for (let i = 0; i < addresses.length; i++) if (view.getInt32(at + (i << 2)) !== addresses[i]) return false
     return true
   }
 
