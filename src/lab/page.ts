@@ -1,7 +1,8 @@
 // The report as one HTML page that needs no network: tables and topology are plain HTML, plots are drawn by uPlot.
 
-import { readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { join } from 'node:path'
 import type { DropRow } from '../control/protocol.ts'
 import { bytes, compact, escapeHtml } from './format.ts'
 import { PAGE_SCRIPT } from './page-script.ts'
@@ -295,4 +296,13 @@ function plotData(report: LabReport) {
       events: report.probe.events.map(({ atMs, label }) => [(atMs - first) / 1000, label]),
     },
   }
+}
+
+/** Writes `index.html`, which needs nothing else, and `report.json` to the folder; returns the page's path. */
+export function writeReport(folder: string, report: LabReport): string {
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'report.json'), `${JSON.stringify(report, null, 1)}\n`)
+  const page = join(folder, 'index.html')
+  writeFileSync(page, renderPage(report))
+  return page
 }

@@ -1,10 +1,7 @@
-// The laboratory's report: what a run found out, and the folder it is written to.
+// The laboratory's report: what a run found out.
 
-import { mkdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
 import type { DropRow, StageRow } from '../control/protocol.ts'
 import type { AttachmentRow, FlowRow, UnderlayRow } from '../control/source.ts'
-import { renderPage } from './page.ts'
 import type { Role } from './topology.ts'
 import type { Bulk, ProbeRecord } from './traffic.ts'
 
@@ -55,13 +52,4 @@ export interface LabReport {
 /** True when every step was reached and did what it should. */
 export function passed(report: LabReport): boolean {
   return report.steps.length > 0 && report.steps.every(step => step.ok === true)
-}
-
-/** Writes `index.html`, which needs nothing else, and `report.json` to the folder; returns the page's path. */
-export function writeReport(folder: string, report: LabReport): string {
-  mkdirSync(folder, { recursive: true })
-  writeFileSync(join(folder, 'report.json'), `${JSON.stringify(report, null, 1)}\n`)
-  const page = join(folder, 'index.html')
-  writeFileSync(page, renderPage(report))
-  return page
 }
