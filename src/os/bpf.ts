@@ -81,16 +81,24 @@ export function lookupMap(fd: number, key: Uint8Array, value: Uint8Array): boole
   return result >= 0
 }
 
+const LOAD_TRIES = 5
+
 /** Loads a classifier and returns its file descriptor. Throws DetourError with the verifier's last words. */
 export function loadClassifier(name: string, instructions: Uint8Array): number {
   const licence = text('Apache-2.0')
   const log = new Uint8Array(LOG_SIZE)
   const fields = { 0: PROG_TYPE_SCHED_CLS, 4: instructions.length / 8 }
   const pointers = { 8: instructions, 16: licence }
-  const fd = call(COMMAND.PROG_LOAD, fields, pointers, [48, name])
-  if (fd >= 0) return fd
+  let fd = 0
+  // The verifier gives up with EAGAIN when a signal is pending (bpf_check in kernel/bpf/verifier.c).
+  for (let tries = 0; tries < LOAD_TRIES; tries++) {
+    fd = call(COMMAND.PROG_LOAD, fields, pointers, [48, name])
+    if (fd >= 0) return fd
+    if (fd !== -ERRNO.EAGAIN) break
+  }
   if (fd === -ERRNO.EPERM) throw systemError('BPF_PROG_LOAD', name, fd)
-  call(COMMAND.PROG_LOAD, { ...fields, 24: 1, 28: LOG_SIZE }, { ...pointers, 32: log }, [48, name])
+  const told = call(COMMAND.PROG_LOAD, { ...fields, 24: 1, 28: LOG_SIZE }, { ...pointers, 32: log }, [48, name])
+  if (told >= 0) return told
   const words = new TextDecoder()
     .decode(log.subarray(0, log.indexOf(0)))
     .trim()
