@@ -17,6 +17,7 @@ const NOTE = 64
 
 /** Converts one file, or a thread's share of it. */
 export function convert(job: ConvertJob): ConvertResult {
+  const began = performance.now()
   const pool = new Pool(createPool({ frames: FRAMES, frameSize: FRAME, headroom: HEADROOM }))
   const counters = new Counters()
   const origins = new Origins(job.input.format)
@@ -38,5 +39,5 @@ export function convert(job: ConvertJob): ConvertResult {
     }
   writer.close()
   const faults = [reader.fault, writer.fault].filter(fault => fault !== undefined).map(fault => fault.message)
-  return { counters: counters.share(), faults }
+  return { counters: counters.share(), faults, ms: performance.now() - began }
 }

@@ -14,13 +14,14 @@ import {
   closeCapture,
   createCapture,
   createPieces,
+  type OutputFile,
   openCapture,
 } from '../device/pcap.ts'
 import { DROP_COUNT, dropName, dropText } from '../drop.ts'
 import { DetourError } from '../errors.ts'
-import { readCounters, type StageCounters, sumCounters } from '../memory/counters.ts'
-import { addTunnelOptions, type TunnelFlags, tunnelOf } from './options.ts'
-import { count, Progress, table } from './table.ts'
+import { COLUMN, readCounters, type StageCounters, sumCounters } from '../memory/counters.ts'
+import { addProfileOptions, addTunnelOptions, type TunnelFlags, tunnelOf } from './options.ts'
+import { count, Progress, packetRate, table } from './table.ts'
 
 /** Bytes of a file that are worth a thread of their own. */
 const SHARE = 8 << 20
@@ -34,23 +35,25 @@ interface ConvertFlags extends TunnelFlags {
 
 /** The subcommand `encap`. */
 export function encapCommand(): Command {
-  return convertCommand('encap', 'Puts the packets of a capture into a tunnel.', [
+  const command = convertCommand('encap', 'Puts the packets of a capture into a tunnel.', [
     'detour encap -r in.pcap -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7',
     'zcat in.pcapng.gz | detour encap -r - -w out.pcap --profile vxlan',
     'detour encap -r a.pcap -r b.pcap -w folder/            several files at once, each to a file of its name',
   ])
+  return addTunnelOptions(command)
 }
 
 /** The subcommand `decap`. */
 export function decapCommand(): Command {
-  return convertCommand('decap', 'Takes the packets of a capture out of a tunnel.', [
+  const command = convertCommand('decap', 'Takes the packets of a capture out of a tunnel, whoever sent them.', [
     'detour decap -r underlay.pcap -w pods.pcap --profile vxlan',
     'detour decap -r underlay.pcap -w - | tcpdump -nr -     what is not of the tunnel is counted on stderr',
   ])
+  return addProfileOptions(command).option('--zero-checksum6', 'accept zero UDP checksums over IPv6 (RFC 6935)')
 }
 
 function convertCommand(direction: 'encap' | 'decap', description: string, examples: string[]): Command {
-  const command = new Command(direction)
+  return new Command(direction)
     .description(`${description} pcap and pcapng, compressed by gzip too.`)
     .requiredOption('-r, --read <IN>', 'capture file, - for standard input; may be repeated', collect)
     .requiredOption('-w, --write <OUT>', 'capture file, - for standard output; a folder for several inputs')
@@ -60,25 +63,23 @@ function convertCommand(direction: 'encap' | 'decap', description: string, examp
     .option('--json', 'the report as data')
     .addHelpText('after', `\nExamples:\n${examples.map(example => `  ${example}`).join('\n')}`)
     .action((flags: ConvertFlags) => run(direction, flags))
-  return addTunnelOptions(command)
 }
 
 const collect = (value: string, before: string[] = []) => [...before, value]
 
 /** What became of one file. */
 interface Done {
-  /** One a thread. */
-  results: ConvertResult[]
   input: string
   output: string
+  /** Summed over the threads; none when the file could not be opened. */
+  stages: StageCounters[]
   ms: number
+  faults: string[]
 }
 
 async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<void> {
   const tunnel = tunnelOf(flags)
-  const folder = statSync(flags.write, { throwIfNoEntry: false })?.isDirectory() ?? false
-  if (flags.read.length > 1 && !folder)
-    throw new DetourError('usage', `-w ${flags.write}: with several inputs, name a folder that exists`)
+  const targets = targetsOf(flags)
   const maxThreads = availableParallelism()
   const pool = new Piscina({
     filename: fileURLToPath(workerFile('convert')),
@@ -88,31 +89,57 @@ async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<v
   })
   const threads = Math.max(1, Math.floor(maxThreads / flags.read.length))
   const progress = new Progress()
+
+  async function convert(path: string, to: string): Promise<Done> {
+    const input = await openCapture(path)
+    let output: OutputFile | undefined
+    const shared = new SharedArrayBuffer(8)
+    const timer = watch(progress, input, shared)
+    try {
+      output = createCapture(to, input)
+      const format = flags.format ?? input.format
+      const job: ConvertJob = { direction, tunnel, input, output, format, progress: shared }
+      // The pool takes jobs in order, so those of one file, which wait for each other, run at the same time.
+      const results: ConvertResult[] = await Promise.all(shares(job, threads).map(share => pool.run(share)))
+      const stages = sumCounters(results.map(result => readCounters(result.counters)))
+      const faults = [...new Set(results.flatMap(result => result.faults))]
+      return { input: input.name, output: output.name, stages, ms: Math.max(...results.map(({ ms }) => ms)), faults }
+    } finally {
+      clearInterval(timer)
+      closeCapture(input)
+      if (output !== undefined) closeCapture(output)
+    }
+  }
+
+  /** Of several files, one that cannot be opened leaves the others alone. */
+  function excuse(error: unknown, input: string): Done {
+    if (flags.read.length === 1 || !(error instanceof DetourError)) throw error
+    return { input, output: '', stages: [], ms: 0, faults: [error.message] }
+  }
+
   try {
-    const jobs = flags.read.map(async (path): Promise<Done> => {
-      const input = await openCapture(path)
-      const output = createCapture(folder ? join(flags.write, basename(path)) : flags.write, input)
-      const shared = new SharedArrayBuffer(8)
-      const began = performance.now()
-      const timer = watch(progress, input, shared)
-      try {
-        const format = flags.format ?? input.format
-        const job: ConvertJob = { direction, tunnel, input, output, format, progress: shared }
-        // The pool takes jobs in order, so those of one file, which wait for each other, run at the same time.
-        const results: ConvertResult[] = await Promise.all(shares(job, threads).map(share => pool.run(share)))
-        return { results, input: input.name, output: output.name, ms: performance.now() - began }
-      } finally {
-        clearInterval(timer)
-        closeCapture(input)
-        closeCapture(output)
-      }
-    })
-    const results = await Promise.all(jobs)
+    const jobs = flags.read.map((path, i) => convert(path, targets[i]).catch(error => excuse(error, path)))
+    const done = await Promise.all(jobs)
     progress.clear()
-    report(direction, results, flags)
+    report(direction, done, flags)
   } finally {
     await pool.destroy()
   }
+}
+
+/** Where each input goes. Throws DetourError when two would go to one file. */
+function targetsOf({ read, write }: ConvertFlags): string[] {
+  const folder = statSync(write, { throwIfNoEntry: false })?.isDirectory() ?? false
+  if (read.length > 1 && !folder)
+    throw new DetourError('usage', `-w ${write}: with several inputs, name a folder that exists`)
+  if (!folder) return [write]
+  const targets = read.map(path => join(write, path === '-' ? 'stdin.pcap' : basename(path).replace(/\.gz$/, '')))
+  targets.forEach((target, i) => {
+    const first = targets.indexOf(target)
+    if (first < i)
+      throw new DetourError('usage', `-r ${read[first]} and -r ${read[i]} would both be written to ${target}`)
+  })
+  return targets
 }
 
 /** The jobs of one file: pieces of a pcap file for several threads, and one job where the file has state. */
@@ -128,38 +155,33 @@ function watch(progress: Progress, input: CaptureFile, shared: SharedArrayBuffer
 }
 
 /** One line a file and one a drop reason, on stderr when the packets go to standard output; exit status 1 after a fault. */
-function report(direction: 'encap' | 'decap', results: Done[], flags: ConvertFlags): void {
-  const files = results.map(({ input, output, ms, results }) => {
-    const stages = sumCounters(results.map(result => readCounters(result.counters)))
-    const faults = [...new Set(results.flatMap(result => result.faults))]
-    const [read, written] = [stages[0], stages[1]]
+function report(direction: 'encap' | 'decap', done: Done[], flags: ConvertFlags): void {
+  const files = done.map(({ input, output, stages, ms, faults }) => {
+    const read = stages.find(({ name }) => name === 'read')?.row[COLUMN.IN_PACKETS] ?? 0
     return {
       input,
       output,
-      read: read.row[0],
-      written: written.row[2],
-      packetsPerSecond: Math.round((read.row[0] / ms) * 1000),
+      read,
+      written: stages.find(({ name }) => name === 'write')?.row[COLUMN.OUT_PACKETS] ?? 0,
+      packetsPerSecond: ms === 0 ? 0 : Math.round((read / ms) * 1000),
       drops: stages.flatMap(dropsOf),
       faults,
     }
   })
+  const faults = files.flatMap(f => f.faults)
+  // A reader of standard output that has seen enough, like `tcpdump -c`, is no failure.
+  if (flags.write === '-' && faults.some(fault => fault.includes('EPIPE'))) return
   const out = flags.write === '-' ? process.stderr : process.stdout
   if (flags.json) out.write(`${JSON.stringify({ command: direction, files }, null, 2)}\n`)
   else {
-    const columns = ['input', 'output', 'read', 'written', 'packets/s'].map((title, i) => ({ title, right: i > 1 }))
-    const rows = files.map(f => [f.input, f.output, count(f.read), count(f.written), count(f.packetsPerSecond)])
+    const columns = ['input', 'output', 'read', 'written', 'rate'].map((title, i) => ({ title, right: i > 1 }))
+    const rows = files.map(f => [f.input, f.output, count(f.read), count(f.written), packetRate(f.packetsPerSecond)])
     out.write(`${table(columns, rows).join('\n')}\n`)
     const drops = files.flatMap(f => f.drops.map(d => [f.input, d.stage, d.reason, count(d.packets), d.text]))
     const titles = ['input', 'stage', 'dropped', 'packets', 'because']
-    if (drops.length > 0)
-      out.write(
-        `\n${table(
-          titles.map(title => ({ title, right: title === 'packets' })),
-          drops,
-        ).join('\n')}\n`,
-      )
+    const dropColumns = titles.map(title => ({ title, right: title === 'packets' }))
+    if (drops.length > 0) out.write(`\n${table(dropColumns, drops).join('\n')}\n`)
   }
-  const faults = files.flatMap(f => f.faults)
   for (const fault of faults) process.stderr.write(`detour: ${fault}\n`)
   if (faults.length > 0) process.exitCode = 1
 }

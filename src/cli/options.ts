@@ -4,9 +4,8 @@ import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Config, configSchema } from '../control/config.ts'
 import { tunnelConfig } from '../control/tunnel.ts'
 import { parseFaults } from '../device/faults.ts'
-import type { DeviceSpec } from '../device/open.ts'
-import { createCapture } from '../device/pcap.ts'
 import { DetourError } from '../errors.ts'
+import type { ReplayOptions } from '../lab/replay.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 
 /** What `addTunnelOptions` parses; strings as given. */
@@ -16,16 +15,22 @@ export interface TunnelFlags {
   remote?: string
   vni?: string
   port?: string
+  zeroChecksum6?: boolean
 }
 
-/** Adds --profile, --local, --remote, --vni and --port. */
-export function addTunnelOptions(command: Command): Command {
+/** Adds --profile and --port: what a tunnel packet is known by. */
+export function addProfileOptions(command: Command): Command {
   return command
     .addOption(new Option('--profile <NAME>', 'the tunnel').choices(['geneve', 'vxlan']).default('geneve'))
-    .option('--local <IP>', 'outer source address (default: 192.0.2.1)')
-    .option('--remote <IP>', 'outer destination address (default: 192.0.2.2)')
-    .option('--vni <N>', 'virtual network identifier, 24 bits (default: 1)')
     .option('--port <N>', "UDP destination port (default: the profile's)")
+}
+
+/** Adds those, --local, --remote and --vni. */
+export function addTunnelOptions(command: Command): Command {
+  return addProfileOptions(command)
+    .option('--local <IP>', 'outer source address (default: 192.0.2.1 or 2001:db8::1)')
+    .option('--remote <IP>', 'outer destination address (default: 192.0.2.2 or 2001:db8::2)')
+    .option('--vni <N>', 'virtual network identifier, 24 bits (default: 1)')
 }
 
 /** The tunnel that the flags ask for; the addresses default to documentation ones (RFC 5737, RFC 3849). Throws DetourError. */
@@ -37,7 +42,7 @@ export function tunnelOf(flags: TunnelFlags): TunnelConfig {
     if (!/^\d+$/.test(text)) throw new DetourError('usage', `--${key} '${text}': give a number`)
     return Number(text)
   }
-  return tunnelConfig(
+  const tunnel = tunnelConfig(
     checked({
       profile: flags.profile,
       local: flags.local ?? (six ? '2001:db8::1' : '192.0.2.1'),
@@ -46,6 +51,7 @@ export function tunnelOf(flags: TunnelFlags): TunnelConfig {
       port: number('port'),
     }),
   )
+  return { ...tunnel, zeroChecksum6: flags.zeroChecksum6 ?? tunnel.zeroChecksum6 }
 }
 
 function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
@@ -80,9 +86,9 @@ function parseCount(text: string): number {
 const TRACE_COUNT = 100
 
 /** The wrappers that the flags ask for. Throws DetourError. */
-export function wrappersOf({ pcap, trace, fault }: WrapperFlags): Omit<DeviceSpec, 'device'> {
+export function wrappersOf({ pcap, trace, fault }: WrapperFlags): ReplayOptions['underlay'] {
   return {
-    ...(pcap === undefined ? {} : { capture: createCapture(pcap) }),
+    ...(pcap === undefined ? {} : { capture: pcap }),
     ...(trace === undefined ? {} : { trace: { count: trace === true ? TRACE_COUNT : trace } }),
     ...(fault === undefined ? {} : { faults: parseFaults(fault) }),
   }

@@ -95,15 +95,17 @@ async function replay(flags: ReplayFlags): Promise<void> {
     progress: (read, returned) => progress.show(`${count(read)} packets read, ${count(returned)} returned`),
   })
   progress.clear()
-  const out = flags.write === '-' || flags.log === '-' ? process.stderr : process.stdout
+  const out = [flags.write, flags.log, flags.pcap].includes('-') ? process.stderr : process.stdout
   out.write(flags.json ? `${JSON.stringify(asData(report), null, 2)}\n` : `${asText(report, flags).join('\n')}\n`)
   for (const fault of report.faults) process.stderr.write(`detour: ${fault}\n`)
   if (report.faults.length > 0) process.exitCode = 1
 }
 
-function refuseContradictions({ write, log, endpoint, policy, remote, port, workers }: ReplayFlags): void {
+function refuseContradictions({ write, log, pcap, endpoint, policy, remote, port, workers }: ReplayFlags): void {
   const usage = (text: string) => new DetourError('usage', text)
-  if (write === '-' && log === '-') throw usage('-w - and --log -: only one of them can be standard output')
+  const outputs = [write, log, pcap].filter(path => path !== undefined)
+  const twice = outputs.find((path, i) => outputs.indexOf(path) !== i)
+  if (twice !== undefined) throw usage(`-w, --log and --pcap: only one of them can write to ${twice}`)
   if (endpoint === undefined) return
   if (policy !== undefined || log !== undefined)
     throw usage('--policy and --log are for the gateway in this process; a live endpoint has its own')

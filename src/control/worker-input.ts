@@ -101,4 +101,6 @@ export interface ConvertResult {
   counters: CountersHandle
   /** What was wrong with the input, or with writing the output; all that could be converted was. */
   faults: string[]
+  /** What it took. */
+  ms: number
 }

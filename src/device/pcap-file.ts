@@ -1,6 +1,6 @@
 // Capture files: opened and created by the main thread before packets flow. What comes out is plain data that passes
 // through workerData; a descriptor belongs to the process, and whoever opened it closes it.
-import { closeSync, fstatSync, openSync, read, readSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, read, readSync, statSync, unlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { finished } from 'node:stream/promises'
@@ -25,6 +25,8 @@ export interface CaptureFile {
   format: CaptureFormat
   /** Why decompression stopped short, if it did: readers report it when they have read what there is. */
   fault?: string
+  /** What was named: the file itself, even where its content was copied. */
+  origin?: { dev: number; ino: number }
 }
 
 /** A file that is open for writing. */
@@ -60,7 +62,8 @@ export async function openCapture(path: string): Promise<CaptureFile> {
       }
     }
     const format = identify(fd, name, fault)
-    return { name, fd, size: fstatSync(fd).size, format, ...(fault === undefined ? {} : { fault }) }
+    const origin = { dev: stat.dev, ino: stat.ino }
+    return { name, fd, size: fstatSync(fd).size, format, origin, ...(fault === undefined ? {} : { fault }) }
   } catch (error) {
     if (fd !== 0) closeSync(fd)
     throw error
@@ -79,17 +82,10 @@ export function createCapture(path: string, reading?: CaptureFile): OutputFile {
   return { name: path, fd: open(path, 'w') }
 }
 
-function refuseSame(path: string, reading: CaptureFile): void {
-  let fd: number
-  try {
-    fd = openSync(path, 'r')
-  } catch {
-    return
-  }
-  const there = fstatSync(fd)
-  closeSync(fd)
-  const here = fstatSync(reading.fd)
-  if (there.isFile() && there.dev === here.dev && there.ino === here.ino)
+// NB: never opens it: a named pipe would wait for its other end.
+function refuseSame(path: string, { origin }: CaptureFile): void {
+  const there = statSync(path, { throwIfNoEntry: false })
+  if (there?.isFile() && there.dev === origin?.dev && there.ino === origin.ino)
     throw new DetourError('usage', `${path} is the file that is being read: write to another`)
 }
 

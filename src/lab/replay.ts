@@ -3,7 +3,6 @@
 //   capture ─► replay worker ─ loopback ─► gateway worker        with N workers: N such pairs, each with the flows whose
 //   capture ◄─ replay worker ◄─ loopback ─ gateway worker        hash is its own, and their results merged at the end
 
-import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
 import { type RunningWorker, spawnWorker } from '../control/spawn.ts'
 import {
@@ -36,7 +35,7 @@ import { type CountersHandle, readCounters, type StageCounters, sumCounters } fr
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { close } from '../os/libc.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
-import { append, createLog, rewound, scratch } from './scratch.ts'
+import { append, rewound, scratch } from './scratch.ts'
 
 export interface ReplayOptions {
   input: string
@@ -54,8 +53,8 @@ export interface ReplayOptions {
   live: boolean
   rate: Rate
   workers: number
-  /** Wrappers of the underlay: capture, faults, trace. */
-  underlay?: Omit<DeviceSpec, 'device'>
+  /** Wrappers of the underlay; the capture is a path. */
+  underlay?: Pick<DeviceSpec, 'faults' | 'trace'> & { capture?: string }
   /** Called now and then. */
   progress?: (read: number, returned: number) => void
 }
@@ -95,7 +94,9 @@ const PROGRESS_MS = 200
 /** What one pair of workers writes. */
 interface Outputs {
   returned: OutputFile | undefined
-  log: number
+  log: OutputFile | undefined
+  /** Of the underlay; shared by all. */
+  capture: OutputFile | undefined
 }
 
 /** One replay worker, and its gateway if that is in this process. */
@@ -112,9 +113,12 @@ interface Pair {
 /** Runs a replay to its end. Throws DetourError for what cannot be opened; faults inside the capture are in the report. */
 export async function runReplay(options: ReplayOptions): Promise<ReplayReport> {
   const input = await openCapture(options.input)
-  const returned = options.output === undefined ? undefined : createCapture(options.output, input)
-  const log = options.log === undefined ? -1 : createLog(options.log)
-  const whole: Outputs = { returned, log }
+  const create = (path: string | undefined) => (path === undefined ? undefined : createCapture(path, input))
+  const whole: Outputs = {
+    returned: create(options.output),
+    log: create(options.log),
+    capture: create(options.underlay?.capture),
+  }
   // Several workers write a part each, to be merged.
   const outputs = options.workers === 1 ? [whole] : Array.from({ length: options.workers }, () => partOf(whole))
   const pairs: Pair[] = []
@@ -131,19 +135,13 @@ export async function runReplay(options: ReplayOptions): Promise<ReplayReport> {
     clearInterval(timer)
     await Promise.allSettled(pairs.flatMap(({ replay, gateway }) => [replay.stop(0), gateway?.stop(0)]))
     for (const pair of pairs) pair.close()
-    for (const each of new Set([whole, ...outputs])) {
-      if (each.log > 2) closeSync(each.log)
-      if (each.returned !== undefined) closeCapture(each.returned)
-    }
+    for (const file of new Set([whole, ...outputs].flatMap(each => Object.values(each)))) if (file) closeCapture(file)
     closeCapture(input)
   }
 }
 
-function partOf({ returned, log }: Outputs): Outputs {
-  return {
-    returned: returned && scratch('a part of what returned'),
-    log: log < 0 ? -1 : scratch('a part of the log').fd,
-  }
+function partOf({ returned, log, capture }: Outputs): Outputs {
+  return { returned: returned && scratch('a part of what returned'), log: log && scratch('a part of the log'), capture }
 }
 
 async function startPair(options: ReplayOptions, input: CaptureFile, output: Outputs, index: number): Promise<Pair> {
@@ -168,7 +166,7 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
         rules: options.rules,
         flows: createFlowTable({ capacity: FLOWS }),
         seed: FIXED_SEED,
-        logFd: output.log,
+        logFd: output.log?.fd ?? -1,
         live: false,
       },
     }
@@ -186,6 +184,7 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
     underlay: {
       device: loop === undefined ? { kind: 'udp', ...(socket as UdpHandle) } : { kind: 'loopback', ...loop.left },
       ...options.underlay,
+      capture: output.capture,
     },
     replayer: {
       tunnel,
@@ -252,7 +251,7 @@ async function merge(
   results: [ReplayResult, GatewayResult][],
 ): Promise<string[]> {
   const faults: string[] = []
-  if (whole.log >= 0) for (const { log } of outputs) faults.push(...append(whole.log, log))
+  if (whole.log !== undefined) for (const { log } of outputs) faults.push(...append(whole.log, log as OutputFile))
   if (whole.returned === undefined) return faults
   const parts = outputs.map(({ returned }, i) => ({
     file: rewound(returned as OutputFile),

@@ -1,5 +1,5 @@
-// Files of a replay beside its captures: the verdict log, and the parts that several workers write, which have no name
-// and go away with their descriptors.
+// The parts that several workers of a replay write, to be put together: files without a name, which go away with their
+// descriptors.
 
 import { fstatSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -8,16 +8,6 @@ import type { CaptureFile, OutputFile } from '../device/pcap.ts'
 import { DetourError } from '../errors.ts'
 
 const CHUNK = 1 << 20
-
-/** Opens a log for writing, `-` for standard output, and returns its descriptor. Throws DetourError. */
-export function createLog(path: string): number {
-  if (path === '-') return 1
-  try {
-    return openSync(path, 'w')
-  } catch (error) {
-    throw new DetourError('system', `log ${path}: cannot be written (${(error as Error).message})`, { cause: error })
-  }
-}
 
 /** Opens a file without a name, for writing and reading; people see what it `is`. Throws DetourError. */
 export function scratch(is: string): OutputFile {
@@ -36,17 +26,17 @@ export function rewound({ name, fd }: OutputFile): CaptureFile {
   return { name, fd, size: fstatSync(fd).size, format: 'pcap-ns' }
 }
 
-/** Copies all of a file behind what the other one holds; returns what went wrong. */
-export function append(to: number, from: number): string[] {
+/** Copies all of a part behind what the file holds; returns what went wrong. */
+export function append(to: OutputFile, from: OutputFile): string[] {
   const chunk = Buffer.allocUnsafe(CHUNK)
   try {
     for (let at = 0; ; ) {
-      const read = readSync(from, chunk, 0, CHUNK, at)
+      const read = readSync(from.fd, chunk, 0, CHUNK, at)
       if (read === 0) return []
       at += read
-      for (let written = 0; written < read; ) written += writeSync(to, chunk, written, read - written)
+      for (let written = 0; written < read; ) written += writeSync(to.fd, chunk, written, read - written)
     }
   } catch (error) {
-    return [`verdict log: ${(error as Error).message}`]
+    return [`${to.name}: ${(error as Error).message}`]
   }
 }

@@ -44,7 +44,7 @@ export class Converter {
       }
     } else {
       const options = { anyPeer: true, keep: false, anyInner: true }
-      const decap = new Decap(pool, counters.stage('decap'), tunnel, options)
+      const decap = new Decap(pool, counters.stage('decap'), { ...tunnel, innerVlan: true }, options)
       this.stages = batch => {
         decap.run(batch)
         writer.transmit(batch)

@@ -8,7 +8,6 @@ import { beforeAll, describe, expect, test } from 'vitest'
 import { tunnelOf } from '../../src/cli/options.ts'
 import { asData } from '../../src/cli/replay.ts'
 import { parseFaults } from '../../src/device/faults.ts'
-import { createCapture } from '../../src/device/pcap.ts'
 import { ALLOW_ALL, parseRules } from '../../src/gateway/rules.ts'
 import { type ReplayOptions, runReplay } from '../../src/lab/replay.ts'
 import { captures, fields, fixture, missing, run, temporary, title } from '../device/captures.ts'
@@ -68,7 +67,7 @@ describe.skipIf(missing)(title('what the gateway allows comes back as it was'), 
   test('the underlay carries it as the tunnel of the profile, there and back', async () => {
     const path = temporary('underlay.pcapng')
     const tunnel = tunnelOf({ profile: 'vxlan', vni: '77' })
-    const report = await replay(HTTP, { tunnel, underlay: { capture: createCapture(path) } })
+    const report = await replay(HTTP, { tunnel, underlay: { capture: path } })
     const rows = fields(path, 'ip.src', 'ip.dst', 'udp.dstport', 'vxlan.vni').map(line => line.split('\t'))
     expect(rows.map(([outer]) => outer.split(',')[0]).filter(source => source === '192.0.2.1')).toHaveLength(
       report.sent,
