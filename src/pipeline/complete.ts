@@ -23,6 +23,7 @@ import { localChecksum, partialChecksum, Segmenter } from './segment.ts'
 
 /** Datagrams in a super-packet of the underlay; what Linux takes everywhere (UDP_MAX_SEGMENTS, 128 since 6.9). */
 const USO_SEGMENTS = 64
+const USO = CAPABILITY.USO4 | CAPABILITY.USO6
 /** Largest IP packet. */
 const LARGEST = 65_535
 
@@ -98,7 +99,7 @@ export class Complete {
 
   /** True when the device segments UDP over the frame's outermost IP version, and so computes UDP checksums too. */
   private hasUso(frame: number): boolean {
-    return (this.capabilities & usoBit(this.pool, frame)) !== 0
+    return (this.capabilities & USO) !== 0 && (this.capabilities & usoBit(this.pool, frame)) !== 0
   }
 
   /** Checksums of a frame that is no super-packet. */
