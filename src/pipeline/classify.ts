@@ -97,17 +97,28 @@ function isLocal(pool: Pool, frame: number): boolean {
   if (pool.direction[frame] === ARRIVING && isGroup(b, pool.start[frame])) return true
   if (at === 0) return false
   const protocol = pool.protocol[frame]
-  if (protocol === ipv4.PROTOCOL.UDP) {
-    const port = udp.destinationPort(b, at)
-    if (b[pool.network[frame]] >> 4 === 4) return port === DHCP_SERVER || port === DHCP_CLIENT
-    return port === DHCP6_CLIENT || port === DHCP6_SERVER
-  }
   const version = b[pool.network[frame]] >> 4
+  if (protocol === ipv4.PROTOCOL.UDP) return isDhcp(pool, frame, version)
   if (version === 4) return protocol === IGMP && isGroup(b, pool.start[frame])
   if (protocol !== ipv4.PROTOCOL.ICMPV6) return false
   const type = icmp.type(b, at)
   const { MLD_QUERY, MLD_DONE, MLDV2_REPORT } = icmp.TYPE6
   return icmp.isDiscovery6(type) || (type >= MLD_QUERY && type <= MLD_DONE) || type === MLDV2_REPORT
+}
+
+/**
+ * A client asks by broadcast or multicast and is answered from the server's port. NB: the port alone does not make DHCP: a pod that
+ * sends to port 67 of some host elsewhere is inspected like any other.
+ */
+function isDhcp(pool: Pool, frame: number, version: number): boolean {
+  const b = pool.bytes
+  const at = pool.transport[frame]
+  const client = version === 4 ? DHCP_CLIENT : DHCP6_CLIENT
+  const server = version === 4 ? DHCP_SERVER : DHCP6_SERVER
+  const from = udp.sourcePort(b, at)
+  const to = udp.destinationPort(b, at)
+  if (pool.direction[frame] === ARRIVING) return from === server && to === client
+  return from === client && to === server && isGroup(b, pool.start[frame])
 }
 
 /** True where ICMP may not answer: group and unspecified addresses (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e). */
