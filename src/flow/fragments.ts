@@ -30,6 +30,11 @@ export class FragmentTable {
     this.mask = capacity / WAYS - 1
   }
 
+  /** Forgets all datagrams. */
+  clear(): void {
+    this.entries.fill(0)
+  }
+
   /** Remembers the ports of the datagram in `name`; the clock is an int32 of milliseconds that may wrap. */
   store(ports: number, nowMs: number, seed: Seed): void {
     const { entries, name } = this

@@ -13,7 +13,7 @@ import { Encap } from './encap.ts'
 import { parse } from './parse.ts'
 import type { TunnelConfig } from './tunnel.ts'
 
-/** Fragmented datagrams that are remembered at a time within a piece. */
+/** Fragmented datagrams that are remembered at a time; few, because they are forgotten with every piece. */
 const FRAGMENTED = 512
 
 /** One conversion: that thread only. */
@@ -22,7 +22,7 @@ export class Converter {
   private readonly reader: PcapReader
   private readonly stages: (batch: Batch) => void
   private readonly batch = new Batch()
-  private fragments = new FragmentTable()
+  private readonly fragments = new FragmentTable(FRAGMENTED)
 
   constructor(
     pool: Pool,
@@ -64,7 +64,7 @@ export class Converter {
    * that the result does not depend on which thread has which: of a datagram on a border the rest gets the port of an unknown one.
    */
   nextPiece(): boolean {
-    this.fragments = new FragmentTable(FRAGMENTED)
+    this.fragments.clear()
     return this.reader.nextPiece()
   }
 
