@@ -38,7 +38,7 @@ const countOf = (path: string) => Number(/Number of packets:\s+(\d+)/.exec(run('
 
 /** Time and every byte of each packet, as tcpdump sees them. */
 const packetsOf = (path: string) =>
-  run('tcpdump', '-tt', '--nano', '-xx', '-nr', path)
+  run('tcpdump', '-tt', '--nano', '-S', '-xx', '-nr', path)
     .stdout.trimEnd()
     .split(/\n(?=\d)/)
 

@@ -33,7 +33,7 @@ const rules = (text: string) => parseRules(text, 'test.yaml')
 
 /** Time and every byte of each packet that the filter lets through, as tcpdump sees them. */
 function packetsOf(path: string, ...filter: string[]): string[] {
-  const { stdout } = run('tcpdump', '-tt', '--nano', '-xx', '-nr', path, ...filter)
+  const { stdout } = run('tcpdump', '-tt', '--nano', '-S', '-xx', '-nr', path, ...filter)
   return stdout.trimEnd().split(/\n(?=\d)/)
 }
 
