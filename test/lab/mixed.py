@@ -1,5 +1,4 @@
-# Writes a capture of what is not plain TCP and UDP: fragments, ICMP errors, what belongs to the link, damaged packets.
-# NB: the first argument is the file; each packet's last bytes name it, for the tests to find it again.
+# Writes a capture, to the file that is named, of what is not plain TCP and UDP: fragments, ICMP errors, what belongs to the link, damaged packets.
 import sys
 
 from scapy.all import (
@@ -9,7 +8,7 @@ from scapy.all import (
 
 A, B = '10.1.0.2', '10.1.0.3'
 A6, B6 = 'fd00:1::2', 'fd00:1::3'
-eth = lambda p: Ether(src='02:00:00:00:00:0a', dst='02:00:00:00:00:0b') / p
+eth = lambda p, dst='02:00:00:00:00:0b': Ether(src='02:00:00:00:00:0a', dst=dst) / p
 packets = []
 add = lambda *many: packets.extend(many)
 
@@ -50,8 +49,9 @@ add(eth(IP(src=A, dst=B, options=[b'\x94\x04\x00\x00']) / TCP(sport=4001, dport=
 # What belongs to the link.
 add(eth(ARP(psrc=A, pdst=B)), eth(IPv6(src=A6, dst=B6, hlim=255) / ICMPv6ND_NS(tgt=B6)))
 add(eth(IPv6(src='fe80::2', dst='ff02::16', hlim=1) / ICMPv6MLReport2()))
-add(eth(IP(src='0.0.0.0', dst='255.255.255.255') / UDP(sport=68, dport=67) / BOOTP() / DHCP(options=['end'])))
-add(eth(IPv6(src='fe80::2', dst='ff02::1:2') / UDP(sport=546, dport=547) / b'\x01\x00\x00\x01'))
+dhcp = IP(src='0.0.0.0', dst='255.255.255.255') / UDP(sport=68, dport=67) / BOOTP() / DHCP(options=['end'])
+dhcp6 = IPv6(src='fe80::2', dst='ff02::1:2') / UDP(sport=546, dport=547) / b'\x01\x00\x00\x01'
+add(eth(dhcp, 'ff:ff:ff:ff:ff:ff'), eth(dhcp6, '33:33:00:01:00:02'))
 add(Ether(dst='01:80:c2:00:00:0e', type=0x88CC) / Raw(b'\x02\x07' + bytes(20)))
 add(Dot3(dst='01:80:c2:00:00:00') / LLC(dsap=0x42, ssap=0x42, ctrl=3) / Raw(bytes(38)))
 
