@@ -34,6 +34,7 @@ function publish(): void {
   status[REPLAY_STATUS.UNCHANGED] = ledger.unchanged
   status[REPLAY_STATUS.CHANGED] = ledger.changed
   status[REPLAY_STATUS.MADE] = ledger.made
+  status[REPLAY_STATUS.FLOWS] = replayer.flows
   status[REPLAY_STATUS.P50_US] = ledger.quantile(0.5)
   status[REPLAY_STATUS.P99_US] = ledger.quantile(0.99)
   counters.publish()

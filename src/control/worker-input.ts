@@ -42,7 +42,8 @@ export const REPLAY_STATUS = {
   P50_US: 5,
   P99_US: 6,
   ALL_SENT: 7,
-  WORDS: 8,
+  FLOWS: 8,
+  WORDS: 9,
 } as const
 
 /** Input of workers/replay. */

@@ -4,6 +4,7 @@ import { writeSync } from 'node:fs'
 import type { DetourError } from '../errors.ts'
 import type { Counters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
+import type { ShowOptions } from '../wire/show.ts'
 import { CaptureDevice } from './capture.ts'
 import type { Device } from './device.ts'
 import { type Faults, FaultyDevice } from './faults.ts'
@@ -19,7 +20,7 @@ export interface DeviceSpec {
   /** Seeded loss, reordering and so on. */
   faults?: Faults
   /** Prints packets on standard error, so many at most. */
-  trace?: { count: number }
+  trace?: { count: number } & ShowOptions
   /** Writes every packet to a capture file, which several devices may share. */
   capture?: OutputFile
 }

@@ -26,15 +26,15 @@ import {
 import { openUdp, type UdpHandle } from '../device/udp.ts'
 import { FIXED_SEED } from '../flow/hash.ts'
 import { compile } from '../flow/policy.ts'
-import { createFlowTable, type FlowTableHandle } from '../flow/table.ts'
+import { createFlowTable } from '../flow/table.ts'
 import { VERDICT } from '../flow/verdict.ts'
-import { FlowView } from '../flow/view.ts'
 import type { GatewayInput, GatewayResult } from '../gateway/engine.ts'
 import type { Rules } from '../gateway/rules.ts'
-import { type CountersHandle, readCounters, type StageCounters, sumCounters } from '../memory/counters.ts'
+import { type CountersHandle, readCounters, type StageCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { close } from '../os/libc.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import { type ReplayReport, report, type Tally } from './replay-report.ts'
 import { append, rewound, scratch } from './scratch.ts'
 
 export interface ReplayOptions {
@@ -59,28 +59,6 @@ export interface ReplayOptions {
   progress?: (read: number, returned: number) => void
 }
 
-export interface ReplayReport {
-  input: string
-  packets: number
-  sent: number
-  /** Of those sent: returned bit for bit, returned otherwise, and not returned. */
-  unchanged: number
-  changed: number
-  notReturned: number
-  /** Came from the endpoint and are none of those sent: its own answers, or second copies. */
-  made: number
-  flows: number
-  seconds: number
-  packetsPerSecond: number
-  latencyP50Us: number
-  latencyP99Us: number
-  /** Stages of the node's side and of the gateway, summed over workers. */
-  node: StageCounters[]
-  gateway: StageCounters[]
-  /** What was wrong with a file; everything before it was replayed. */
-  faults: string[]
-}
-
 /** Frames of a pair's pool: most for the node's side, the rest for what the gateway adds. */
 const FRAMES = 2048
 const GATEWAY_FRAMES = 512
@@ -100,13 +78,10 @@ interface Outputs {
 }
 
 /** One replay worker, and its gateway if that is in this process. */
-interface Pair {
+interface Pair extends Tally {
   replay: RunningWorker
   gateway: RunningWorker | undefined
   results: Promise<[ReplayResult, GatewayResult]>
-  counters: { node: StageCounters[]; gateway: StageCounters[] }
-  status: Float64Array
-  flows: FlowTableHandle
   close(): void
 }
 
@@ -130,7 +105,7 @@ export async function runReplay(options: ReplayOptions): Promise<ReplayReport> {
     const seconds = (performance.now() - began) / 1000
     const faults = results.flatMap(each => each.flatMap(result => result.faults))
     if (outputs[0] !== whole) faults.push(...(await merge(options, input, whole, outputs, results)))
-    return report(input, pairs, [...new Set(faults)], seconds)
+    return report(input.name, pairs, [...new Set(faults)], seconds)
   } finally {
     clearInterval(timer)
     await Promise.allSettled(pairs.flatMap(({ replay, gateway }) => [replay.stop(0), gateway?.stop(0)]))
@@ -149,7 +124,6 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
   const socket = live ? openLive(options.tunnel) : undefined
   const tunnel = socket === undefined ? options.tunnel : { ...options.tunnel, local: socket.address }
   const pool = createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM })
-  const flows = createFlowTable({ capacity: FLOWS })
   const status = new SharedArrayBuffer(REPLAY_STATUS.WORDS * 8)
   const loop = live ? undefined : createLoopback({ name: 'tunnel', frames: FRAMES, lossless: true })
   let gateway: RunningWorker | undefined
@@ -184,11 +158,14 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
     underlay: {
       device: loop === undefined ? { kind: 'udp', ...(socket as UdpHandle) } : { kind: 'loopback', ...loop.left },
       ...options.underlay,
+      ...(options.underlay?.trace && {
+        trace: { ...options.underlay.trace, [tunnel.kind]: [tunnel.port, socket?.port ?? tunnel.port] },
+      }),
       capture: output.capture,
     },
     replayer: {
       tunnel,
-      flows,
+      flows: createFlowTable({ capacity: FLOWS }),
       seed: FIXED_SEED,
       policy: compile([], VERDICT.STEER),
       share: { index, count: workers },
@@ -205,7 +182,6 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
     results: Promise.all([nextMessage<ReplayResult>(replay), gatewayResult]),
     counters: { node: nodeCounters, gateway: gatewayCounters },
     status: new Float64Array(status),
-    flows,
     close: () => loop?.close(),
   }
 }
@@ -269,36 +245,3 @@ function tell({ progress }: ReplayOptions, pairs: Pair[]): void {
   const read = Math.max(0, ...pairs.map(({ status }) => status[REPLAY_STATUS.READ]))
   progress?.(read, sum(REPLAY_STATUS.UNCHANGED) + sum(REPLAY_STATUS.CHANGED))
 }
-
-function report(input: CaptureFile, pairs: Pair[], faults: string[], seconds: number): ReplayReport {
-  const sum = (word: number) => pairs.reduce((total, { status }) => total + status[word], 0)
-  const worst = (word: number) => Math.max(...pairs.map(({ status }) => status[word]))
-  const packets = worst(REPLAY_STATUS.READ)
-  const [sent, unchanged, changed] = [REPLAY_STATUS.SENT, REPLAY_STATUS.UNCHANGED, REPLAY_STATUS.CHANGED].map(sum)
-  return {
-    input: input.name,
-    packets,
-    sent,
-    unchanged,
-    changed,
-    notReturned: sent - unchanged - changed,
-    made: sum(REPLAY_STATUS.MADE),
-    flows: pairs.reduce((total, { flows }) => total + new FlowView(flows).count, 0),
-    seconds,
-    packetsPerSecond: packets / seconds,
-    latencyP50Us: worst(REPLAY_STATUS.P50_US),
-    latencyP99Us: worst(REPLAY_STATUS.P99_US),
-    node: nodeCounters(pairs),
-    gateway: sumCounters(pairs.map(({ counters }) => counters.gateway)),
-    faults,
-  }
-}
-
-/** Every worker reads and classifies the whole file, so those stages count once; from there on each has its share. */
-function nodeCounters(pairs: Pair[]): StageCounters[] {
-  const [first] = pairs
-  const own = ({ counters }: Pair) => counters.node.filter(({ name }) => !WHOLE.has(name))
-  return [...first.counters.node.filter(({ name }) => WHOLE.has(name)), ...sumCounters(pairs.map(own))]
-}
-
-const WHOLE = new Set(['read', 'classify'])

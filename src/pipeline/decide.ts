@@ -30,6 +30,10 @@ export class Decide {
   private readonly policy: Policy
   private readonly pass: Batch | undefined
   private seen = 0
+  /** Flows decided so far; one that had left the table counts again. */
+  flows = 0
+  /** False where idle flows stay until the table is full: their packets may still be on the way when a capture's clock jumps. */
+  expires = true
   /** False while the endpoint does not answer: the attachment's fail mode decides instead of the policy. */
   endpointUp = true
   /** 1 for attachments that fail closed, by attachment number. */
@@ -66,7 +70,7 @@ export class Decide {
       const size = pool.length[frame]
       bytes += size
       table.now = pool.time[frame]
-      if (++this.seen % EXPIRE_EVERY === 0) table.expire(EXPIRE_BUDGET)
+      if (++this.seen % EXPIRE_EVERY === 0 && this.expires) table.expire(EXPIRE_BUDGET)
       const row = this.row(frame)
       let reason = 0
       let verdict: number = VERDICT.STEER
@@ -108,6 +112,7 @@ export class Decide {
     if (known >= 0) return known
     const row = table.insert(pool.key, at, hash, pool.reversed[frame])
     if (row < 0) return row
+    this.flows++
     const rule = policy.match(pool.key, at, pool.reversed[frame])
     table.setRule(row, rule)
     table.setVerdict(row, policy.verdict(rule))

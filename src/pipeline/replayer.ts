@@ -89,6 +89,7 @@ export class Replayer {
     const fragments = new FragmentTable()
     this.classify = new Classify(pool, counters.stage('classify'), { fragments, seed, withAttachment: false, local })
     this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), passed)
+    this.decide.expires = false
     this.localCounters = counters.stage('local')
     this.passedCounters = counters.stage('passed')
     this.encap = new Encap(pool, counters.stage('encap'), tunnel)
@@ -105,6 +106,11 @@ export class Replayer {
       due: () => (reader.exhausted ? Number.POSITIVE_INFINITY : performance.now() + reader.nextDue()),
     }
     this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
+  }
+
+  /** Flows seen so far. */
+  get flows(): number {
+    return this.decide.flows
   }
 
   /** Ms of performance.now() when a packet last went out, or one of those came back. */

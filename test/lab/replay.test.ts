@@ -291,6 +291,20 @@ function udpCapture(packets: number, flows: number, numbered = true): Buffer {
   return file
 }
 
+test('an hour without packets in the capture is nothing to those on their way', async () => {
+  const input = temporary('gaps.pcap')
+  const file = udpCapture(20_000, 100)
+  for (let at = 24, i = 0; at < file.length; at += 16 + file.readUInt32LE(at + 8), i++) {
+    file.writeUInt32LE(file.readUInt32LE(at) + 3600 * Math.floor(i / 1500), at)
+    // Other flows after each gap, so that those before it are idle.
+    file[at + 16 + 26] = 0x0b + Math.floor(i / 1500)
+  }
+  writeFileSync(input, file)
+  const report = await replay(input)
+  expectBalance(report, 20_000)
+  expect(report).toMatchObject({ unchanged: 20_000, flows: 1400 })
+})
+
 describe('at a rate', () => {
   test.each(['1x', 20_000] as const)('of %s everything comes back in order', async rate => {
     const input = temporary('short.pcap')
