@@ -15,6 +15,7 @@ import {
   createNamespace,
   deleteNamespace,
   inNamespace,
+  ip,
   ipBatch,
   listNamespaces,
   namespacePath,
@@ -66,6 +67,12 @@ export async function run(bench: Bench): Promise<void> {
     paths.push(path)
     return path
   }
+  const close = async () => {
+    for (const path of paths.splice(0)) await path.close()
+    removeAll()
+  }
+  const interrupted = () => void close().finally(() => process.exit(130))
+  process.once('SIGINT', interrupted).once('SIGTERM', interrupted)
   try {
     const oneWay = [await open(plainWay()), await open(kernelWay()), await open(detourWay())]
     for (const streams of [1, 4]) {
@@ -76,8 +83,8 @@ export async function run(bench: Bench): Promise<void> {
     for (const profile of ['vxlan', 'geneve'] as const) hairpin.push(await open(detourHairpin(profile)))
     for (const streams of [1, 4]) await ask('pod to gateway and back to another pod', hairpin, streams, false)
   } finally {
-    for (const path of paths) await path.close()
-    removeAll()
+    process.off('SIGINT', interrupted).off('SIGTERM', interrupted)
+    await close()
   }
 }
 
@@ -99,8 +106,20 @@ function whyNot(): string {
   return ''
 }
 
+/** Removes the namespaces of this run or of one that was killed, with what still runs in them. */
 function removeAll(): void {
-  for (const name of listNamespaces()) if (name.startsWith(PREFIX)) deleteNamespace(name)
+  for (const name of listNamespaces().filter(name => name.startsWith(PREFIX))) {
+    for (const pid of ip(['netns', 'pids', name]).split('\n').filter(Boolean)) kill(Number(pid))
+    deleteNamespace(name)
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // gone already
+  }
 }
 
 /** Gbit/s that iperf3 received; throws when Detour should have carried it and did not. */
@@ -129,7 +148,7 @@ interface Scene {
   server: string
   node: string
   far: string
-  /** NB: named after the scene, because an underlay's pins are named after its interface. */
+  /** The node's interface, and the one at its other end. */
   uplink: string
   downlink: string
 }
@@ -142,8 +161,8 @@ function build(scene: string, { server = false, bridges = ['cni0', 'cni0'] } = {
     server: name('server'),
     node: name('node'),
     far: name('far'),
-    uplink: `up-${scene}`,
-    downlink: `far-${scene}`,
+    uplink: 'uplink',
+    downlink: 'downlink',
   }
   const { client, node, far, uplink, downlink } = places
   for (const namespace of [client, node, far, ...(server ? [places.server] : [])]) {
