@@ -70,6 +70,9 @@ export class PcapWriter implements Device {
   private readonly buffer: Uint8Array
   private readonly view: DataView
   private at = 0
+  /** Packets in the buffer, and their bytes. */
+  private waiting = 0
+  private waitingBytes = 0
   private little = true
   private interfaces: Interface[] = []
 
@@ -146,6 +149,8 @@ export class PcapWriter implements Device {
     } else this.enhanced(frame, original, seconds, nanoseconds, interfaceNumber, direction)
     counters.sent(1, length)
     counters.copied(length)
+    this.waiting++
+    this.waitingBytes += length
   }
 
   /** Hands what is buffered to the kernel; never throws. */
@@ -158,10 +163,18 @@ export class PcapWriter implements Device {
         this.counters.called()
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code === 'EAGAIN') Atomics.wait(sleeper, 0, 0, 1)
-        else this.fault = new DetourError('system', `${this.file.name}: ${(error as Error).message}`, { cause: error })
+        else this.fail(error as Error)
       }
     }
     this.at = 0
+    this.waiting = this.waitingBytes = 0
+  }
+
+  // What is in the buffer was counted as sent.
+  private fail(cause: Error): void {
+    this.fault = new DetourError('system', `${this.file.name}: ${cause.message}`, { cause })
+    this.counters.sent(-this.waiting, -this.waitingBytes)
+    this.counters.dropped(DROP.DEVICE_ERROR, this.waiting)
   }
 
   /** Writes what is left of the piece, and lets the thread that has the next one write. */
