@@ -14,6 +14,7 @@ import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { inNamespace } from '../os/netns.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
+import { innerMtu } from '../pipeline/tunnel.ts'
 import { type Attachment, attach, createProtectedMap, macBytes } from './attachment.ts'
 import type { Config } from './config.ts'
 import { flowRows } from './flows.ts'
@@ -25,6 +26,8 @@ import type { ForwardInput } from './worker-input.ts'
 
 /** Frames of a worker's pool: a batch each way, what rings and answers hold, and room to spare. */
 const FRAMES = 1024
+
+const IPV6_MINIMUM_MTU = 1280
 
 /** The probe that tells whether the endpoint answers. */
 export const DEFAULT_PROBE: ProbeOptions = { intervalMs: 100, limitMs: 350 }
@@ -84,6 +87,9 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     log(
       `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${underlay.attachRung ?? 'a socket'}`,
     )
+    const mtu = innerMtu(tunnel, underlay.uplinkMtu)
+    if (mtu < IPV6_MINIMUM_MTU)
+      log(`inner MTU ${mtu}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${options.uplink}`)
     const captures = openCaptures(options)
     made.push(() => captures.close())
     const protectedMap = createProtectedMap()
