@@ -71,12 +71,15 @@ export function listNamespaces(): string[] {
 }
 
 function run(command: string, args: string[], namespace: string, input?: string): string {
-  const options: ExecFileSyncOptions = { encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], input }
+  // NB: in a session of its own, or Ctrl-C at the terminal would kill it in the middle of a clean-up. What comes in the moment
+  // before it has that session kills it before it has begun, so it is run again.
+  const options: ExecFileSyncOptions & { detached: true } = { encoding: 'utf8', stdio: 'pipe', input, detached: true }
   try {
     return inNamespace(namespace, () => execFileSync(command, args, options)) as string
   } catch (cause) {
     if (cause instanceof DetourError) throw cause
-    const { code, stderr } = cause as { code?: string; stderr?: string }
+    const { code, signal, stderr } = cause as { code?: string; signal?: string; stderr?: string }
+    if (signal === 'SIGINT') return run(command, args, namespace, input)
     if (code === 'ENOENT')
       throw new DetourError('unsupported', `command ${command} is not installed (package iproute2)`)
     const where = namespace === '' ? '' : ` (in namespace ${namespace})`
