@@ -3,7 +3,7 @@
 import { closeSync, openSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { OFFLOAD_RUNGS, type OffloadRung } from '../control/config.ts'
+import { ATTACH_RUNGS, type AttachRung, OFFLOAD_RUNGS, type OffloadRung } from '../control/config.ts'
 import { type ControlServer, dropRows, serveControl, stageRows } from '../control/socket.ts'
 import { DetourError } from '../errors.ts'
 import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
@@ -20,6 +20,7 @@ interface Options {
   namespace?: string
   interface?: string
   offload: OffloadRung
+  attach: AttachRung
   write?: string
   strictReserved?: boolean
   zeroChecksum6?: boolean
@@ -49,6 +50,11 @@ export function gatewayCommand(): Command {
     .addOption(
       new Option('--offload <RUNG>', 'with --interface: how super-packets are carried')
         .choices(OFFLOAD_RUNGS)
+        .default('auto'),
+    )
+    .addOption(
+      new Option('--attach <RUNG>', 'with --interface: how packets are taken from it')
+        .choices(ATTACH_RUNGS)
         .default('auto'),
     )
     .option('-w, --write <FILE>', 'capture what comes in and goes out to a pcap file')
@@ -110,6 +116,7 @@ function startOptions(options: Options): Omit<GatewayOptions, 'rules'> {
     namespace,
     interface: options.interface,
     rung: options.offload,
+    attach: options.attach,
     capture: write === undefined ? undefined : { path: write },
     tunnel: { strictReserved, zeroChecksum6 },
   }

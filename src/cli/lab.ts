@@ -4,7 +4,16 @@ import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { FAIL_MODES, type FailMode, PROFILE_PORT, type ProfileName } from '../control/config.ts'
+import {
+  ATTACH_RUNGS,
+  type AttachRung,
+  FAIL_MODES,
+  type FailMode,
+  OFFLOAD_RUNGS,
+  type OffloadRung,
+  PROFILE_PORT,
+  type ProfileName,
+} from '../control/config.ts'
 import { packageRoot } from '../control/package.ts'
 import { readRules } from '../gateway/rules.ts'
 import type { LabOptions } from '../lab/lab.ts'
@@ -19,6 +28,8 @@ interface Options {
   profile: ProfileName
   ipv6?: boolean
   fail: FailMode
+  offload: OffloadRung
+  attach: AttachRung
   report: string
   keep?: boolean
   clean?: boolean
@@ -42,6 +53,12 @@ export function labCommand(): Command {
         .choices(FAIL_MODES)
         .default('closed'),
     )
+    .addOption(
+      new Option('--offload <RUNG>', 'how super-packets cross the underlay').choices(OFFLOAD_RUNGS).default('auto'),
+    )
+    .addOption(
+      new Option('--attach <RUNG>', 'how packets are taken from interfaces').choices(ATTACH_RUNGS).default('auto'),
+    )
     .option('--report <DIR>', 'where the report goes', 'lab-report')
     .option('--seconds <N>', 'length of each bulk transfer', parseSeconds, 3)
     .option('--keep', 'leave everything running when done')
@@ -54,6 +71,7 @@ export function labCommand(): Command {
 Examples:
   sudo detour lab                                   GENEVE over IPv4, fail-closed
   sudo detour lab --profile vxlan --ipv6 --fail open
+  sudo detour lab --offload plain --attach clsact   as on an older kernel
   sudo detour lab --keep                            then: ip netns exec detour-lab-client curl http://10.244.0.3:8080/allowed
   sudo detour show flows --socket /run/detour/node.sock
   sudo detour lab --clean`,
@@ -69,8 +87,9 @@ async function lab(options: Options): Promise<void> {
     console.log(removed.length === 0 ? 'Nothing was left.' : `Removed: ${removed.join(', ')}.`)
     return
   }
-  const { profile, fail, report, run, seconds, keep = false, ipv6 = false } = options
-  const labOptions: LabOptions = { profile, ipv6, failMode: fail, report, keep, run, seconds }
+  const { profile, fail, offload, attach, report, run, seconds, keep = false, ipv6 = false } = options
+  const rungs = { offload, attach }
+  const labOptions: LabOptions = { profile, ipv6, failMode: fail, rungs, report, keep, run, seconds }
   const screen = options.json ? silent : new Screen()
   if (!options.json) {
     console.log(`Detour laboratory: ${profile.toUpperCase()} over ${ipv6 ? 'IPv6' : 'IPv4'}, fail-${fail}\n`)

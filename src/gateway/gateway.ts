@@ -15,6 +15,7 @@ import { createFlowTable } from '../flow/table.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
+import type { AttachRung } from '../os/classifier.ts'
 import { inNamespace } from '../os/netns.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { GatewayInput, GatewayResult } from './engine.ts'
@@ -41,6 +42,8 @@ export interface GatewayOptions {
   interface?: string
   /** The rung to use on the interface. */
   rung?: OffloadRung | 'auto'
+  /** How its BPF is held there. */
+  attach?: AttachRung | 'auto'
   /** A capture file of everything the gateway receives and sends. */
   capture?: { path: string; limitBytes?: number }
   tunnel?: Partial<Pick<TunnelConfig, 'strictReserved' | 'zeroChecksum6' | 'innerVlan' | 'ttl'>>
@@ -152,17 +155,17 @@ interface Opened {
 }
 
 function openDevice(options: GatewayOptions, port: number): Opened {
-  const { address, namespace = '', interface: uplink } = options
+  const { address, namespace = '', interface: uplink, rung, attach } = options
   if (uplink !== undefined) {
-    const underlay = openUnderlay({ namespace, interface: uplink, localAddress: address, port, rung: options.rung })
-    const { tapName: name, fd, headerSize, capabilities, offloadRung: rung, uplinkMtu: mtu } = underlay
+    const underlay = openUnderlay({ namespace, interface: uplink, localAddress: address, port, rung, attach })
+    const { tapName: name, fd, headerSize, capabilities, offloadRung, uplinkMtu: mtu } = underlay
     const close = () => underlay.close()
-    if (rung !== 'udp-socket') {
+    if (offloadRung !== 'udp-socket') {
       return {
         device: { kind: 'tap', name, fd, headerSize, capabilities },
         name: `tap:${name}`,
         mtu,
-        rung,
+        rung: offloadRung,
         capabilities,
         close,
       }

@@ -1,6 +1,6 @@
 // What a run of the laboratory is asked for, and what its steps share.
 
-import type { FailMode, ProfileName } from '../control/config.ts'
+import type { Config, FailMode, ProfileName } from '../control/config.ts'
 import type { Running } from './process.ts'
 import type { LabReport } from './report.ts'
 import type { Topology } from './topology.ts'
@@ -11,6 +11,8 @@ export interface LabOptions {
   /** IPv6 outside and inside the tunnel, else IPv4. */
   ipv6: boolean
   failMode: FailMode
+  /** Of node and gateway. */
+  rungs: Config['rungs']
   /** Folder of the report. */
   report: string
   /** Leaves namespaces, gateway and node running. */

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../../src/control/package.ts'
+import type { LabReport } from '../../src/lab/report.ts'
 import { leftOver, whyNoLab } from '../../src/lab/topology.ts'
 
 const MAIN = new URL('dist/src/cli/main.js', packageRoot).pathname
@@ -82,6 +83,34 @@ describe.skipIf(reason !== null)(`lab run${reason === null ? '' : ` (skipped: ${
     LIMIT_MS,
   )
 
+  it.each([
+    ['tcx', 'uso'],
+    ['clsact', 'plain'],
+    ['tcx', 'udp-socket'],
+  ])(
+    'does every step on the rungs %s and %s, which are lower than what this kernel can do',
+    async (attach, offload) => {
+      const run = `g${process.pid % 10_000}${offload[0]}`
+      const report = join(folder, run)
+      const options = ['--attach', attach, '--offload', offload, '--run', run, '--report', report, '--seconds', '1']
+      const { status, stdout, stderr } = await detour(['lab', ...options, '--json'])
+      const { steps } = JSON.parse(stdout) as Outcome
+      expect(
+        steps.filter(step => step.ok !== true),
+        stderr,
+      ).toEqual([])
+      expect(status).toBe(0)
+      const { faces } = JSON.parse(readFileSync(join(report, 'report.json'), 'utf8')) as LabReport
+      expect(faces.map(({ face, underlay }) => [face, underlay[0].rung])).toEqual([
+        ['node', offload],
+        ['gateway', offload],
+      ])
+      expect(faces[0].attachments.map(row => row.attachRung)).toEqual([attach, attach])
+      expect(leftOver(run)).toEqual([])
+    },
+    LIMIT_MS,
+  )
+
   it(
     'leaves nothing behind when it is interrupted',
     async () => {
@@ -103,6 +132,27 @@ describe.skipIf(reason !== null)(`lab run${reason === null ? '' : ` (skipped: ${
       })
       expect(leftOver(run)).not.toEqual([])
       child.kill('SIGINT')
+      expect(await ended).toBe(130)
+      expect(leftOver(run)).toEqual([])
+    },
+    LIMIT_MS,
+  )
+
+  it(
+    'leaves nothing behind when Ctrl-C is pressed again while it cleans up',
+    async () => {
+      const run = `j${process.pid % 10_000}`
+      const options = ['--run', run, '--report', join(folder, 'impatient'), '--seconds', '30']
+      // As at a terminal: the signal goes to every process of a group, tools that clean up included.
+      const child = spawn(process.execPath, [MAIN, 'lab', ...options], { detached: true })
+      const ended = new Promise(resolve => child.once('close', (status, signal) => resolve(signal ?? status)))
+      await new Promise<void>(resolve => {
+        child.stderr.on('data', text => String(text).includes('GET /secret') && resolve())
+      })
+      const before = leftOver(run).length
+      process.kill(-child.pid!, 'SIGINT')
+      while (leftOver(run).length === before) await new Promise(setImmediate)
+      process.kill(-child.pid!, 'SIGINT')
       expect(await ended).toBe(130)
       expect(leftOver(run)).toEqual([])
     },
