@@ -1,6 +1,6 @@
 // detour lab: the whole topology on this machine, with real traffic, a table as it goes, and a report.
 
-import { mkdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Command, InvalidArgumentError, Option } from 'commander'
@@ -18,8 +18,9 @@ import { packageRoot } from '../control/package.ts'
 import { readRules } from '../gateway/rules.ts'
 import type { LabOptions } from '../lab/lab.ts'
 import { runReplay } from '../lab/replay.ts'
+import { makeReportFolder } from '../lab/report.ts'
 import { type LabEvents, runLab } from '../lab/run.ts'
-import { cleanUp, whyNoLab } from '../lab/topology.ts'
+import { cleanUp, isRunName, whyNoLab } from '../lab/topology.ts'
 import { tunnelOf } from './options.ts'
 import { asData, asText } from './replay.ts'
 import { duration, Progress, painter, printable } from './table.ts'
@@ -63,7 +64,7 @@ export function labCommand(): Command {
     .option('--seconds <N>', 'length of each bulk transfer', parseSeconds, 3)
     .option('--keep', 'leave everything running when done')
     .option('--clean', 'only remove what earlier runs left, kept ones too')
-    .option('--run <NAME>', 'a name of its own lets labs run side by side', 'main')
+    .option('--run <NAME>', 'a name of its own lets labs run side by side', parseRun, 'main')
     .option('--json', 'the results as JSON instead of the table')
     .addHelpText(
       'after',
@@ -154,7 +155,7 @@ async function replayInstead(reason: string, { profile, report: folder, json }: 
   const [input, policy] = ['captures/http.pcap', 'policy/example.yaml'].map(name =>
     fileURLToPath(new URL(`fixtures/${name}`, packageRoot)),
   )
-  mkdirSync(folder, { recursive: true })
+  makeReportFolder(folder)
   const output = join(folder, 'returned.pcap')
   const log = join(folder, 'verdicts.jsonl')
   const rules = readRules(policy)
@@ -180,6 +181,11 @@ async function replayInstead(reason: string, { profile, report: folder, json }: 
     console.log(`\nStopped by ${policy}:\n${stopped.join('\n')}\n\nReturned packets: ${output}; verdicts: ${log}`)
   }
   process.exitCode = report.faults.length === 0 && report.unchanged > 0 && stopped.length > 0 ? 0 : 1
+}
+
+function parseRun(value: string): string {
+  if (!isRunName(value)) throw new InvalidArgumentError('allowed: one to twelve lower-case letters and digits')
+  return value
 }
 
 function parseSeconds(value: string): number {

@@ -1,13 +1,13 @@
 // The report as one HTML page that needs no network: tables and topology are plain HTML, plots are drawn by uPlot.
 
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import type { DropRow } from '../control/protocol.ts'
 import { bytes, compact, escapeHtml } from './format.ts'
 import { PAGE_SCRIPT } from './page-script.ts'
 import { PAGE_STYLE } from './page-style.ts'
-import type { FaceSnapshot, LabReport, StepResult } from './report.ts'
+import { type FaceSnapshot, type LabReport, makeReportFolder, type StepResult } from './report.ts'
 import { renderTopology } from './topology-svg.ts'
 
 /** Renders the whole page. */
@@ -300,7 +300,7 @@ function plotData(report: LabReport) {
 
 /** Writes `index.html`, which needs nothing else, and `report.json` to the folder; returns the page's path. */
 export function writeReport(folder: string, report: LabReport): string {
-  mkdirSync(folder, { recursive: true })
+  makeReportFolder(folder)
   writeFileSync(join(folder, 'report.json'), `${JSON.stringify(report, null, 1)}\n`)
   const page = join(folder, 'index.html')
   writeFileSync(page, renderPage(report))

@@ -1,7 +1,10 @@
 // The laboratory's report: what a run found out.
 
+import { mkdirSync, statSync } from 'node:fs'
+import { dirname, resolve } from 'node:path'
 import type { DropRow, StageRow } from '../control/protocol.ts'
 import type { AttachmentRow, FlowRow, UnderlayRow } from '../control/source.ts'
+import { DetourError } from '../errors.ts'
 import type { Role } from './topology.ts'
 import type { Bulk, ProbeRecord } from './traffic.ts'
 
@@ -47,6 +50,25 @@ export interface LabReport {
   throughput: { label: string; bulk: Bulk }[]
   probe: { intervalMs: number; records: ProbeRecord[]; events: { atMs: number; label: string }[] } | null
   captures: { file: string; text: string }[]
+}
+
+/** Makes the folder that a report goes to, and those above it. Throws DetourError. */
+export function makeReportFolder(path: string): void {
+  // NB: not `recursive`, which tries for ever where a folder that exists takes none, as /proc does.
+  try {
+    for (const folder of missing(resolve(path))) mkdirSync(folder)
+    if (statSync(path).isDirectory()) return
+  } catch (error) {
+    throw new DetourError('bad-file', `report folder ${path}: cannot be made (${(error as Error).message})`, {
+      cause: error,
+    })
+  }
+  throw new DetourError('bad-file', `report folder ${path}: something that is not a folder is there`)
+}
+
+/** The folders of a path that are not there, the outermost first. */
+function missing(path: string): string[] {
+  return statSync(path, { throwIfNoEntry: false }) === undefined ? [...missing(dirname(path)), path] : []
 }
 
 /** True when every step was reached and did what it should. */

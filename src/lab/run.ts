@@ -1,13 +1,13 @@
 // Runs the laboratory: does the steps, writes the report, and leaves the machine as it was.
 
-import { mkdirSync, rmSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { cpus, release, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { packageVersion } from '../control/package.ts'
 import { RUN_FILES } from './faces.ts'
 import type { Lab, LabOptions, Step } from './lab.ts'
 import { writeReport } from './page.ts'
-import { type LabReport, passed, type StepResult } from './report.ts'
+import { type LabReport, makeReportFolder, passed, type StepResult } from './report.ts'
 import { CLEAN_UP, KEEP, STEPS } from './steps.ts'
 import { cleanUp } from './topology.ts'
 import { PROBE_INTERVAL_MS } from './traffic.ts'
@@ -76,7 +76,7 @@ async function attempt(step: Step, lab: Lab, result: StepResult): Promise<'threw
 
 /** Logs and captures are appended to by several processes, so those of an earlier run go first. */
 function prepareFolder(folder: string): void {
-  mkdirSync(folder, { recursive: true })
+  makeReportFolder(folder)
   for (const file of RUN_FILES) rmSync(join(folder, file), { force: true })
 }
 

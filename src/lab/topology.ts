@@ -247,8 +247,13 @@ function kill(pid: number): void {
   }
 }
 
+/** Whether a run may have this name: interfaces and pins carry it. */
+export function isRunName(run: string): boolean {
+  return /^[a-z0-9]{1,12}$/.test(run)
+}
+
 function checkRun(run: string): string {
-  if (!/^[a-z0-9]{1,12}$/.test(run)) {
+  if (!isRunName(run)) {
     throw new DetourError('usage', `lab: run name '${run}': one to twelve lower-case letters and digits are allowed`)
   }
   return run

@@ -1,13 +1,13 @@
 // The report page in a real browser: it draws, it fits, it asks for nothing, and text cannot break out.
 
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { type Browser, chromium } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { writeReport } from '../../src/lab/page.ts'
-import { passed } from '../../src/lab/report.ts'
+import { makeReportFolder, passed } from '../../src/lab/report.ts'
 import { sampleReport } from './sample.ts'
 
 const CHROMIUM = '/usr/bin/chromium'
@@ -23,6 +23,23 @@ it('is passed only when every step was reached and did what it should', () => {
   report.steps[2].ok = null
   expect(passed(report)).toBe(false)
   expect(passed({ ...report, steps: [] })).toBe(false)
+})
+
+it('goes to a folder that is made, with those above it', () => {
+  const root = mkdtempSync(join(tmpdir(), 'detour-report-'))
+  try {
+    makeReportFolder(join(root, 'a/b'))
+    makeReportFolder(join(root, 'a/b'))
+    expect(statSync(join(root, 'a/b')).isDirectory()).toBe(true)
+    writeFileSync(join(root, 'file'), '')
+    const folder = (path: string) => () => makeReportFolder(join(root, path))
+    expect(folder('file')).toThrow(/report folder .*file: something that is not a folder is there/)
+    expect(folder('file/below')).toThrow(/report folder .*below: cannot be made \(ENOTDIR/)
+    // Node's own recursive mkdir does not come back from here.
+    expect(() => makeReportFolder('/proc/nowhere/below')).toThrow(/cannot be made \(ENOENT/)
+  } finally {
+    rmSync(root, { recursive: true })
+  }
 })
 
 describe.skipIf(missing)(`report page${missing ? ` (skipped: ${CHROMIUM} is not installed)` : ''}`, () => {

@@ -116,7 +116,7 @@ describe.skipIf(reason !== null)(`lab clean-up${reason === null ? '' : ` (skippe
     topology.close()
   })
 
-  it.skipIf(!existsSync(NODE))('takes off the BPF programs of a node that was killed', async () => {
+  it.skipIf(!existsSync(NODE))('takes off the BPF programs of a node that was killed (needs dist/)', async () => {
     const run = `b${process.pid % 10_000}`
     const topology = buildTopology({ run })
     const folder = mkdtempSync(join(tmpdir(), 'detour-lab-'))
