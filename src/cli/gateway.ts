@@ -79,7 +79,8 @@ Examples:
     .action(run)
 }
 
-async function run(options: Options): Promise<void> {
+async function run(options: Options, command: Command): Promise<void> {
+  if (options.interface === undefined) refuseRungs(options, command)
   const rules = options.policy === undefined ? ALLOW_ALL : readRules(options.policy)
   const logFd = options.log === undefined ? undefined : openLog(options.log)
   // With verdicts on standard output, what is for people goes beside it.
@@ -144,6 +145,12 @@ function summary(gateway: RunningGateway, json: boolean): string {
   if (json) return JSON.stringify({ event: 'stopped', stages: stats.rows, drops: drops.rows })
   const view = { paint: painter(process.stdout), all: false }
   return [...VIEWS.stats(stats, view), '', ...VIEWS.drops(drops, view)].join('\n')
+}
+
+function refuseRungs(options: Options, command: Command): void {
+  for (const name of ['offload', 'attach'] as const)
+    if (options[name] !== 'auto')
+      command.error(`error: --${name} ${options[name]}: only with --interface; without one a UDP socket is used`)
 }
 
 function openLog(path: string): number {

@@ -101,7 +101,9 @@ async function removeStale(path: string): Promise<void> {
 function listen(server: Server, path: string): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', error => {
-      reject(new DetourError('system', `control socket ${path}: ${error.message}`, { cause: error }))
+      // NB: Node calls a missing directory EACCES.
+      const why = existsSync(dirname(path)) ? error.message : `${dirname(path)} does not exist`
+      reject(new DetourError('system', `control socket ${path}: ${why}`, { cause: error }))
     })
     const umask = process.umask(0o177)
     try {

@@ -44,6 +44,9 @@ describe('wrong usage exits with 2 and shows the usage line', () => {
     [['show', 'flows', '--filter', 'prot=tcp'], 'address, attachment, port, protocol, verdict; did you mean "port"?'],
     [['show', 'flows', '--filter', 'port=http'], 'http is no port'],
     [['show', 'drops', '--watch', 'often'], 'Allowed: 0.1 to 3600 seconds.'],
+    [['lab', '--run', 'My Lab'], 'allowed: one to twelve lower-case letters and digits'],
+    [['gateway', '--listen', '127.0.0.1', '--offload', 'plain'], '--offload plain: only with --interface'],
+    [['gateway', '--listen', '127.0.0.1', '--attach', 'tcx'], '--attach tcx: only with --interface'],
   ])('%j', async (args, sentence) => {
     const { status, stdout, stderr } = await detour(args)
     expect([status, stdout]).toEqual([2, ''])

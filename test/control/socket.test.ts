@@ -167,6 +167,10 @@ describe('the socket file', () => {
     await new Promise(resolve => stranger.close(resolve))
   })
 
+  test('in a directory that does not exist is refused', async () => {
+    await expect(serve({ path: '/nowhere/x.sock' })).rejects.toThrow(/\/nowhere does not exist/)
+  })
+
   test('that is no socket is left alone', async () => {
     writeFileSync(path, 'precious')
     await expect(serve()).rejects.toThrow(/not a socket/)
