@@ -97,12 +97,19 @@ export const VIEWS: Views = {
     if (rows.length === 0) return ['no attachments']
     const columns = [
       ...[left('ID'), left('NAMESPACE'), left('INTERFACE'), left('MAC'), left('ADDRESSES'), right('MTU'), left('FAIL')],
-      ...[right('HEARTBEAT'), left('ATTACH'), left('OFFLOAD'), right('FAIL-PASSED'), right('FAIL-DROPPED')],
+      ...[
+        right('HEARTBEAT'),
+        left('ATTACH'),
+        left('OFFLOAD'),
+        right('FAIL-PASSED'),
+        right('FAIL-DROPPED'),
+        right('MISSED'),
+      ],
     ]
     const cells = rows.map(row => [
       ...[row.id, row.namespace, row.interface, row.mac, row.addresses.join(' '), String(row.mtu), row.failMode],
       ...[heartbeat(row.heartbeatAgeMs, row.heartbeatLimitMs), row.attachRung, row.offloadRung],
-      ...[count(row.failPassed), count(row.failDropped)],
+      ...[count(row.failPassed), count(row.failDropped), missed(row)],
     ])
     return table(columns, cells, paint)
   },
@@ -111,11 +118,11 @@ export const VIEWS: Views = {
     if (rows.length === 0) return ['no underlay']
     const columns = [
       ...[left('DEVICE'), left('PROFILE'), left('LOCAL'), left('REMOTE'), right('PORT'), right('VNI'), right('MTU')],
-      ...[left('RUNG'), left('CAPABILITIES')],
+      ...[left('RUNG'), right('MISSED'), left('CAPABILITIES')],
     ]
     const cells = rows.map(row => [
       ...[row.device, row.profile, row.local, row.remote, String(row.port), String(row.vni), String(row.mtu)],
-      ...[row.rung, row.capabilities.join(' ') || '-'],
+      ...[row.rung, missed(row), row.capabilities.join(' ') || '-'],
     ])
     return table(columns, cells, paint)
   },
@@ -141,6 +148,8 @@ function protocolName(protocol: number): string {
 function endpoint(address: string, port: number): string {
   return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`
 }
+
+const missed = (row: { missed?: number }) => (row.missed === undefined ? '-' : count(row.missed))
 
 function heartbeat(ageMs: number | undefined, limitMs: number): string {
   if (ageMs === undefined) return '-'

@@ -12,7 +12,7 @@ import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
-import { inNamespace } from '../os/netns.ts'
+import { inNamespace, queueDrops } from '../os/netns.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
 import { type Attachment, attach, createProtectedMap, macBytes } from './attachment.ts'
@@ -236,6 +236,7 @@ function nodeSource(
         mtu: underlay.uplinkMtu,
         rung: underlay.offloadRung,
         capabilities: capabilityNames(underlay.capabilities),
+        missed: underlay.tapName === '' ? undefined : queueDrops(underlay.tapName, options.namespace),
       },
     ],
   }
@@ -257,5 +258,6 @@ function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {
     offloadRung: capabilityNames(attachment.capabilities).join(' '),
     failPassed: passed,
     failDropped: dropped,
+    missed: queueDrops(attachment.tapName, attachment.namespace),
   }
 }

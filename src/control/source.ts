@@ -93,6 +93,8 @@ export interface AttachmentRow {
   /** Packets that the kernel passed untouched, or dropped, because the heartbeat was too old. */
   failPassed: number
   failDropped: number
+  /** Packets that the queue to the worker had no room for: dropped by the kernel, in no stage's counters. */
+  missed?: number
 }
 
 /** One way to the endpoint. */
@@ -109,6 +111,8 @@ export interface UnderlayRow {
   rung: string
   /** Names of the CAPABILITY bits. */
   capabilities: string[]
+  /** As of an attachment; undefined where there is no TAP. */
+  missed?: number
 }
 
 /** What the control server reads from; functions return at once or soon, and do not throw for an empty table. */

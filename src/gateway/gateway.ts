@@ -16,7 +16,7 @@ import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import type { AttachRung } from '../os/classifier.ts'
-import { inNamespace } from '../os/netns.ts'
+import { inNamespace, queueDrops } from '../os/netns.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { GatewayInput, GatewayResult } from './engine.ts'
 import { profileNamed } from './profile.ts'
@@ -131,7 +131,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
             view.capacity,
           ),
         attachments: () => [],
-        underlay: () => [row],
+        underlay: () => [{ ...row, missed: opened.missed() }],
       },
       done: worker.done,
       async stop() {
@@ -151,6 +151,8 @@ interface Opened {
   mtu: number
   rung: OffloadRung
   capabilities: number
+  /** Packets that the queue to the worker had no room for. */
+  missed(): number | undefined
   close(): void
 }
 
@@ -167,6 +169,7 @@ function openDevice(options: GatewayOptions, port: number): Opened {
         mtu,
         rung: offloadRung,
         capabilities,
+        missed: () => queueDrops(name, namespace),
         close,
       }
     }
@@ -178,6 +181,7 @@ function openDevice(options: GatewayOptions, port: number): Opened {
     mtu: 0,
     rung: 'udp-socket',
     capabilities: 0,
+    missed: () => undefined,
     close() {},
   }
 }

@@ -2,12 +2,14 @@
 // comes back in one synchronous stretch.
 
 import { type ExecFileSyncOptions, execFileSync } from 'node:child_process'
-import { closeSync, openSync, readdirSync, statSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
 import { must, setns } from './libc.ts'
 
 const CLONE_NEWNET = 0x4000_0000
 const NAMED = '/run/netns'
+/** Which of the sixteen counters of /proc/net/dev. */
+const TX_DROP = 11
 
 /** The file of a namespace: paths stay as they are, names are those of `ip netns`. */
 export function namespacePath(namespace: string): string {
@@ -112,6 +114,25 @@ export function deleteLink(name: string, namespace = ''): void {
 /** Runs `tc` and returns what it printed. Throws DetourError with the command and its stderr. */
 export function tc(args: string[], namespace = ''): string {
   return run('tc', args, namespace)
+}
+
+/** Packets that an interface's own queue had no room for; undefined when it is gone (proc_pid_net(5)). */
+export function queueDrops(name: string, namespace = ''): number | undefined {
+  try {
+    const table = inNamespace(namespace, () => readFileSync('/proc/thread-self/net/dev', 'utf8'))
+    const line = table.split('\n').find(line => line.trimStart().startsWith(`${name}:`))
+    return line === undefined
+      ? undefined
+      : Number(
+          line
+            .slice(line.indexOf(':') + 1)
+            .trim()
+            .split(/\s+/)[TX_DROP],
+        )
+  } catch (error) {
+    if (error instanceof DetourError && error.code === 'not-found') return undefined
+    throw error
+  }
 }
 
 /** What is known of an interface. */

@@ -77,10 +77,10 @@ describe('once', () => {
   test('attachments and underlay: rungs, heartbeat, fail mode, capabilities', async () => {
     expect(words((await show('attachments'))[1])).toEqual([
       ...['client', 'lab-client', 'eth0', '02:00:00:00:00:01', '10.1.0.2 fd00::2', '1500', 'closed'],
-      ...['12 ms of 200 ms', 'tcx', 'tunnel-gso', '0', '9'],
+      ...['12 ms of 200 ms', 'tcx', 'tunnel-gso', '0', '9', '4,321'],
     ])
     expect(words((await show('underlay'))[1])).toEqual([
-      ...['tap:dtr0', 'geneve', '192.0.2.1', '192.0.2.2', '6081', '7', '1500', 'tunnel-gso', 'checksum tso4'],
+      ...['tap:dtr0', 'geneve', '192.0.2.1', '192.0.2.2', '6081', '7', '1500', 'tunnel-gso', '-', 'checksum tso4'],
     ])
   })
 

@@ -43,6 +43,7 @@ export function fakeSource(): Fake {
         offloadRung: 'tunnel-gso',
         failPassed: 0,
         failDropped: 9,
+        missed: 4321,
       },
     ],
     underlay: () => [

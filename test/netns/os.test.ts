@@ -26,6 +26,7 @@ import {
   ipBatch,
   linkInfo,
   listNamespaces,
+  queueDrops,
 } from '../../src/os/netns.ts'
 import { ALL_OFFLOADS, OFFLOADS, openTap, quietTap } from '../../src/os/tun.ts'
 import { missing, title } from './support.ts'
@@ -67,6 +68,21 @@ describe.skipIf(missing !== '')(title('os'), () => {
       /link set lo up; link set nil0 up.*nil0/s,
     )
     expect(() => deleteLink('nil0', namespace)).not.toThrow()
+  })
+
+  it("tells what a TAP's queue had no room for, as iproute2 does", () => {
+    const tap = openTap({ name: 'full0', namespace })
+    const settings = ['txqueuelen 10', 'address 02:00:00:00:00:01', 'up'].map(setting => `link set full0 ${setting}`)
+    const neighbour = 'neigh add 10.92.0.2 lladdr 02:00:00:00:00:02 dev full0'
+    ipBatch([...settings, 'address add 10.92.0.1/24 dev full0', neighbour], namespace)
+    const sent = 'for ((i = 0; i < 50; i++)); do echo > /dev/udp/10.92.0.2/9; done'
+    inNamespace(namespace, () => execFileSync('bash', ['-c', sent]))
+    const [{ stats64 }] = JSON.parse(ip(['-j', '-s', 'link', 'show', 'dev', 'full0'], namespace))
+    expect(stats64.tx.dropped).toBeGreaterThanOrEqual(40)
+    expect(queueDrops('full0', namespace)).toBe(stats64.tx.dropped)
+    expect(queueDrops('full', namespace)).toBeUndefined()
+    expect(queueDrops('full0', 'dtc-none')).toBeUndefined()
+    closeSync(tap.fd)
   })
 
   it('makes a TAP with every offload, as ethtool sees them, and fewer when asked', () => {
