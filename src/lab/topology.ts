@@ -217,8 +217,10 @@ function removeRun(run: string): void {
     attempt(() => detachClassifiers(namespaceName(run, pinnedAt(run, name)), `${PIN_DIRECTORY}/${name}`))
   }
   for (const namespace of namespaces) attempt(() => deleteNamespace(namespace))
-  for (const file of [...socketsOf(run), statePath(run)]) attempt(() => rmSync(file, { force: true }))
+  for (const file of socketsOf(run)) attempt(() => rmSync(file, { force: true }))
   if (namespacesOf(run).length > 0 || pinsOf(run).length > 0) throw failures[0]
+  // Last, because a later clean-up finds the run by it.
+  rmSync(statePath(run), { force: true })
 }
 
 /** The id of a pod's attachment, which also names its pins. */

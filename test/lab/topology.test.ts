@@ -1,7 +1,7 @@
 // The laboratory's namespaces and traffic against the kernel: links, addresses, clean-up, and real programs in them.
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -114,6 +114,24 @@ describe.skipIf(reason !== null)(`lab clean-up${reason === null ? '' : ` (skippe
     expect(leftOver(run)).toEqual([])
     expect(existsSync(`/run/detour/lab-${run}.json`)).toBe(false)
     topology.close()
+  })
+
+  it('remembers a run that it could not remove, and removes it later', () => {
+    const run = `e${process.pid}`
+    const topology = buildTopology({ run })
+    const { namespace, path } = topology.places.gateway
+    execFileSync('ip', ['netns', 'del', namespace])
+    // What stands in the namespace's place cannot be removed as one.
+    mkdirSync(path)
+    try {
+      expect(() => topology.close()).toThrow(/ip netns del .*gateway/)
+      expect(leftOver(run)).toEqual([namespace])
+      expect(existsSync(`/run/detour/lab-${run}.json`)).toBe(true)
+    } finally {
+      rmdirSync(path)
+    }
+    topology.close()
+    expect(existsSync(`/run/detour/lab-${run}.json`)).toBe(false)
   })
 
   it.skipIf(!existsSync(NODE))('takes off the BPF programs of a node that was killed (needs dist/)', async () => {
