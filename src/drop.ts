@@ -51,9 +51,6 @@ const REASONS = {
   FLOW_TABLE_FULL: 'the flow table is full',
   UNKNOWN_FLOW: 'a packet returned for a flow that was never sent out',
   UNKNOWN_ATTACHMENT: 'a packet returned for no attachment of this worker',
-  FRAGMENT_UNKNOWN: 'a non-first fragment whose first fragment was not seen',
-  SPOOFED: 'the source address is not one of the attachment',
-  TTL: 'the TTL or hop limit is used up',
   TOO_BIG: 'larger than the tunnel carries; answered with ICMP',
   TOO_BIG_SILENT: 'larger than the tunnel carries; ICMP may not answer this packet (RFC 1122 section 3.2.2)',
 

@@ -51,7 +51,7 @@ describe('once', () => {
   test('drops: stage, reason, packets and the sentence', async () => {
     const [, first, second, ...rest] = await show('drops')
     expect(words(first)).toEqual(['decide', 'policy', '4', 'a rule says drop'])
-    expect(words(second).slice(0, 3)).toEqual(['decide', 'spoofed', '3'])
+    expect(words(second).slice(0, 3)).toEqual(['decide', 'unknown-peer', '3'])
     expect(rest).toEqual([])
   })
 

@@ -19,7 +19,7 @@ export function fakeSource(): Fake {
   decide.received(1234567, 99_000_000)
   decide.sent(1234560, 98_000_000)
   decide.dropped(DROP.POLICY, 4)
-  decide.dropped(DROP.SPOOFED, 3)
+  decide.dropped(DROP.UNKNOWN_PEER, 3)
   encap.received(1234560, 98_000_000)
   encap.sent(1234560, 160_000_000)
   encap.created(-5)

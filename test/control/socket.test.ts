@@ -78,7 +78,13 @@ describe('answers', () => {
     )
     expect((await client.ask('drops', {})).rows).toEqual([
       { worker: 'forward-0', stage: 'decide', reason: 'policy', text: 'a rule says drop', packets: 4 },
-      { worker: 'forward-0', stage: 'decide', reason: 'spoofed', text: expect.stringContaining('source'), packets: 3 },
+      {
+        worker: 'forward-0',
+        stage: 'decide',
+        reason: 'unknown-peer',
+        text: expect.stringContaining('source'),
+        packets: 3,
+      },
     ])
     expect(dropText(0)).toBe('not dropped')
     expect((await client.ask('attachments', {})).rows).toEqual(await source.attachments())
