@@ -87,7 +87,7 @@ export const VIEWS: Views = {
     const cells = rows.map(row => [
       ...[row.worker, row.attachment, protocolName(row.protocol)],
       ...[endpoint(row.source, row.sourcePort), endpoint(row.destination, row.destinationPort), row.verdict],
-      ...[count(row.towardPackets), bytes(row.towardBytes), count(row.returnPackets), bytes(row.returnBytes)],
+      ...[count(row.sentPackets), bytes(row.sentBytes), count(row.receivedPackets), bytes(row.receivedBytes)],
       ...[duration(row.ageMs), duration(row.idleMs)],
     ])
     return [summary, ...table(columns, cells, paint)]

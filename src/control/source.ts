@@ -22,7 +22,7 @@ export interface WorkerCounters {
 /** What was decided for a flow. */
 export type FlowVerdict = 'pass' | 'steer' | 'drop' | 'allow' | 'reset'
 
-/** One flow; source and destination are those of its first packet, toward is from source to destination. */
+/** One flow; source and destination are those of its first packet, sent and received are as its source sees them. */
 export interface FlowRow {
   worker: string
   /** Id of the attachment, or of the tunnel's peer at a gateway; empty when unknown. */
@@ -34,10 +34,10 @@ export interface FlowRow {
   destination: string
   destinationPort: number
   verdict: FlowVerdict
-  towardPackets: number
-  towardBytes: number
-  returnPackets: number
-  returnBytes: number
+  sentPackets: number
+  sentBytes: number
+  receivedPackets: number
+  receivedBytes: number
   /** Since the first packet. */
   ageMs: number
   /** Since the last packet, either way. */
@@ -145,8 +145,8 @@ export function selectFlows(flows: Iterable<FlowRow>, query: FlowQuery, capacity
 }
 
 const ranks: Record<FlowOrder, (flow: FlowRow) => number> = {
-  bytes: flow => flow.towardBytes + flow.returnBytes,
-  packets: flow => flow.towardPackets + flow.returnPackets,
+  bytes: flow => flow.sentBytes + flow.receivedBytes,
+  packets: flow => flow.sentPackets + flow.receivedPackets,
   age: flow => flow.ageMs,
   idle: flow => -flow.idleMs,
 }

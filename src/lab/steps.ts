@@ -271,7 +271,7 @@ function since(
 
 function flowBytes(face: FaceSnapshot, port: number): number {
   const rows = face.flows.filter(row => row.destinationPort === port || row.sourcePort === port)
-  return rows.reduce((sum, row) => sum + row.towardBytes, 0)
+  return rows.reduce((sum, row) => sum + row.sentBytes, 0)
 }
 
 function newDrops(before: FaceSnapshot, after: FaceSnapshot): string {

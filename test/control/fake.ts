@@ -63,7 +63,7 @@ export function fakeSource(): Fake {
   return { source, counters }
 }
 
-function flow(sourcePort: number, towardPackets: number, towardBytes: number, verdict: FlowRow['verdict']): FlowRow {
+function flow(sourcePort: number, sentPackets: number, sentBytes: number, verdict: FlowRow['verdict']): FlowRow {
   return {
     worker: 'forward-0',
     attachment: 'client',
@@ -73,10 +73,10 @@ function flow(sourcePort: number, towardPackets: number, towardBytes: number, ve
     destination: '10.1.0.3',
     destinationPort: 443,
     verdict,
-    towardPackets,
-    towardBytes,
-    returnPackets: 1,
-    returnBytes: 60,
+    sentPackets,
+    sentBytes,
+    receivedPackets: 1,
+    receivedBytes: 60,
     ageMs: 5000,
     idleMs: 100,
     cookie: 0xfedcba98,
