@@ -63,7 +63,7 @@ export function labCommand(): Command {
     .option('--report <DIR>', 'where the report goes', 'lab-report')
     .option('--seconds <N>', 'length of each bulk transfer', parseSeconds, 3)
     .option('--keep', 'leave everything running when done')
-    .option('--clean', 'only remove what earlier runs left, kept ones too')
+    .option('--clean', 'only remove what earlier runs left, kept ones too; with --run, that one')
     .option('--run <NAME>', 'a name of its own lets labs run side by side', parseRun, 'main')
     .option('--json', 'the results as JSON instead of the table')
     .addHelpText(
@@ -80,11 +80,12 @@ Examples:
     .action(lab)
 }
 
-async function lab(options: Options): Promise<void> {
+async function lab(options: Options, command: Command): Promise<void> {
   const reason = whyNoLab()
   if (reason !== null) return replayInstead(reason, options)
   if (options.clean) {
-    const removed = cleanUp(true)
+    const named = command.getOptionValueSource('run') === 'cli'
+    const removed = cleanUp(true, named ? options.run : undefined)
     console.log(removed.length === 0 ? 'Nothing was left.' : `Removed: ${removed.join(', ')}.`)
     return
   }

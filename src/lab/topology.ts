@@ -103,11 +103,11 @@ export function keepTopology(topology: Topology): void {
   if (state !== null) writeState({ ...state, keep: true })
 }
 
-/** Removes what dead laboratories left behind, kept ones only when asked to; returns the names of the runs removed. */
-export function cleanUp(kept = false): string[] {
+/** Removes what dead laboratories left behind, kept ones only when asked to, of one run or of all; returns the names of the runs removed. */
+export function cleanUp(kept = false, run?: string): string[] {
   const removed: string[] = []
   for (const state of allStates()) {
-    if (isAlive(state) || (state.keep && !kept)) continue
+    if (isAlive(state) || (state.keep && !kept) || (run !== undefined && state.run !== run)) continue
     removeRun(state.run)
     removed.push(state.run)
   }

@@ -176,7 +176,9 @@ describe.skipIf(reason !== null)(`lab run${reason === null ? '' : ` (skipped: ${
         )
       expect(fetch('allowed')).toMatchObject({ status: 200 })
       expect(fetch('secret')).toMatchObject({ status: null })
-      expect((await detour(['lab', '--clean'])).stdout).toContain(run)
+      expect((await detour(['lab', '--clean', '--run', `${run}x`])).stdout).toBe('Nothing was left.\n')
+      expect(leftOver(run)).not.toEqual([])
+      expect((await detour(['lab', '--clean', '--run', run])).stdout).toBe(`Removed: ${run}.\n`)
       expect(leftOver(run)).toEqual([])
     },
     LIMIT_MS,
