@@ -60,7 +60,7 @@ function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
   if (parsed.success) return parsed.data.tunnel
   const [issue] = parsed.error.issues
   const key = String(issue.path[1])
-  throw new DetourError('usage', `--${key} '${given[key]}' is not allowed: ${issue.message}`)
+  throw new DetourError('usage', `--${key} '${given[key]}': ${issue.message}`)
 }
 
 /** What `addWrapperOptions` parses. */

@@ -109,7 +109,10 @@ function temporary(): number {
 
 // Copies and decompresses; resolves to what is wrong with the compressed data, if something is.
 async function spool(from: number, to: number, name: string): Promise<string | undefined> {
+  // NB: what is no capture may be endless: its first bytes are enough for `identify` to refuse it.
+  let hopeless: boolean | undefined
   const keep = (bytes: Buffer) => {
+    hopeless ??= bytes.length >= 4 && !isCapture(bytes)
     for (let at = 0; at < bytes.length; ) at += writeSync(to, bytes, at)
   }
   const chunk = Buffer.allocUnsafe(1 << 18)
@@ -126,13 +129,14 @@ async function spool(from: number, to: number, name: string): Promise<string | u
     }
   })
   try {
-    for (; have > 0 && fault === undefined; have = await fill(from, chunk, 1)) {
+    for (; have > 0 && fault === undefined && !hopeless; have = await fill(from, chunk, 1)) {
       const bytes = chunk.subarray(0, have)
       if (gunzip === undefined) keep(bytes)
       else await new Promise(resolve => gunzip.write(bytes, resolve))
       if (failed !== undefined) throw failed
     }
-    if (gunzip !== undefined && fault === undefined) {
+    if (hopeless) gunzip?.destroy()
+    else if (gunzip !== undefined && fault === undefined) {
       gunzip.end()
       await finished(gunzip).catch(() => {})
     }
@@ -160,6 +164,11 @@ async function fill(fd: number, chunk: Buffer, least: number): Promise<number> {
 function magicOf(fd: number): number {
   const two = Buffer.alloc(2)
   return readSync(fd, two, 0, 2, 0) === 2 ? two.readUInt16BE() : 0
+}
+
+function isCapture(bytes: Buffer): boolean {
+  const v = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  return isPcap(v, 0) || isPcapng(v, 0)
 }
 
 function identify(fd: number, name: string, fault: string | undefined): CaptureFormat {

@@ -24,7 +24,8 @@ import type { Rules } from './rules.ts'
 
 /** Frames of the pool: a batch, two answers to each, segments of a super-packet, and room to spare. */
 const FRAMES = 1024
-const FLOWS = 262_144
+/** As many as a node holds, so that it is not the gateway that turns flows away. */
+const FLOWS = 1_048_576
 const WORKER = 'gateway'
 
 export interface GatewayOptions {

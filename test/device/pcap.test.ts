@@ -1,6 +1,7 @@
 // Capture files against the tools of others: copies of real captures that must stay equal, files that editcap wrote,
 // faults at every byte, pacing by a clock of our own.
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { closeSync, copyFileSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { gzipSync } from 'node:zlib'
@@ -273,6 +274,15 @@ describe('input', () => {
   it('refuses a directory and what is not there', async () => {
     await expect(openCapture(temporary('.'))).rejects.toMatchObject({ code: 'bad-file' })
     await expect(openCapture(temporary('nothing'))).rejects.toMatchObject({ code: 'not-found' })
+  })
+
+  it('refuses an endless stream that is no capture, plain or compressed', async () => {
+    await expect(openCapture('/dev/zero')).rejects.toMatchObject({ code: 'bad-file' })
+    const fifo = temporary('endless.fifo')
+    execFileSync('mkfifo', [fifo])
+    const writer = spawn('sh', ['-c', `yes | gzip > ${fifo}`], { stdio: 'ignore' })
+    await expect(openCapture(fifo)).rejects.toMatchObject({ code: 'bad-file' })
+    await once(writer, 'exit')
   })
 })
 

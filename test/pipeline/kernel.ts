@@ -31,11 +31,10 @@ export class KernelBridge {
     ipBatch(
       [
         'link add bridge type bridge mcast_snooping 0',
-        ...['left', 'right'].flatMap(tap => [
-          `link set ${tap} mtu 9000 addrgenmode none master bridge`,
-          `link set ${tap} up`,
-        ]),
-        'link set bridge addrgenmode none up',
+        // NB: in commands of their own: an interface that comes up first reports itself to multicast listeners.
+        ...['left', 'right'].map(tap => `link set ${tap} mtu 9000 addrgenmode none master bridge`),
+        'link set bridge addrgenmode none',
+        ...['left', 'right', 'bridge'].map(name => `link set ${name} up`),
       ],
       name,
     )
