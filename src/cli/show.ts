@@ -42,7 +42,11 @@ Examples:
   detour show flows --filter port=443 --filter verdict=drop --sort packets
   detour show attachments --json | jq '.attachments[].heartbeatAgeMs'`,
     )
-    .action((topic: ShowTopic, options: ShowOptions) => show(topic, options))
+    .action((topic: ShowTopic, options: ShowOptions, command: Command) => {
+      if (options.filter !== undefined && topic !== 'flows')
+        command.error(`error: --filter is for flows, not for ${topic}`)
+      return show(topic, options)
+    })
 }
 
 async function show<T extends ShowTopic>(topic: T, options: ShowOptions): Promise<void> {

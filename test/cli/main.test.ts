@@ -43,6 +43,7 @@ describe('wrong usage exits with 2 and shows the usage line', () => {
     [['show', 'flows', '--sort', 'size'], 'bytes, packets, age, idle'],
     [['show', 'flows', '--filter', 'prot=tcp'], 'address, attachment, port, protocol, verdict; did you mean "port"?'],
     [['show', 'flows', '--filter', 'port=http'], 'http is no port'],
+    [['show', 'stats', '--filter', 'port=80'], '--filter is for flows, not for stats'],
     [['show', 'drops', '--watch', 'often'], 'Allowed: 0.1 to 3600 seconds.'],
     [['lab', '--run', 'My Lab'], 'allowed: one to twelve lower-case letters and digits'],
     [['gateway', '--listen', '127.0.0.1', '--offload', 'plain'], '--offload plain: only with --interface'],
