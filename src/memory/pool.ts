@@ -5,7 +5,10 @@
 // header moves `start` and touches nothing else.
 //
 //   |-- headroom --|-- packet ------------------|-- tailroom --|
-//   slot           start            start+length               slot+frameSize
+//   slot           start            start+length               limit
+//
+// Frames have two sizes: the first `small` of them hold one packet of a usual MTU and lie together from a page's start on, so
+// that they can be an AF_XDP UMEM; the rest hold super-packets.
 //
 // Threads: the memory is shared, a Pool object is not. Each thread builds its own from the handle and owns a range of
 // frames from the start; frames travel by ring, and whoever holds a frame number owns the frame.
@@ -41,11 +44,16 @@ export interface PoolOptions {
   frameSize: number
   /** Bytes in front of a received packet, for the headers to come. */
   headroom: number
+  /** How many of the frames, the first ones, are of SMALL_FRAME bytes with SMALL_HEADROOM; none by default. */
+  small?: number
 }
 
 /** What another thread needs to use the same pool; passes through workerData. */
 export interface PoolHandle extends PoolOptions {
+  small: number
   memory: SharedArrayBuffer
+  /** Offset of the first frame in the memory. */
+  base: number
 }
 
 /** Room for the largest stack of outer headers: Ethernet, two tags, IPv6, UDP, GENEVE with all options, virtio-net. */
@@ -53,6 +61,14 @@ export const HEADROOM = 448
 
 /** A frame size that holds any super-packet: 64 KiB of IP, link headers and headroom. An odd number of cache lines, so that the first bytes of neighbouring frames fall into different cache sets. */
 export const SUPER_FRAME = HEADROOM + 65_536 + 64 * 5
+
+/** Bytes of a small frame: an AF_XDP chunk, so a power of two, two a page. */
+export const SMALL_FRAME = 2048
+
+/** What AF_XDP keeps free in front of a packet that it receives (XDP_PACKET_HEADROOM), and 128 more: with them Ethernet, IPv6, UDP and GENEVE with a full set of options. What is behind it holds an MTU of 1,650. */
+export const SMALL_HEADROOM = 384
+
+const PAGE = 4096
 
 const align = (n: number) => (n + 63) & ~63
 
@@ -65,18 +81,27 @@ const META = 8 + (12 + KEY_WORDS) * 4 + 3 * 2 + 6
 /** Allocates the shared memory of a pool. Throws RangeError when the sizes make no sense. */
 export function createPool(options: PoolOptions): PoolHandle {
   const frameSize = align(options.frameSize)
-  const { frames, headroom } = options
-  if (!(frames > 0) || frames * frameSize > 0x7fff_0000)
-    throw new RangeError(`a pool of ${frames} frames of ${frameSize} bytes is empty or over 2 GiB`)
+  const { frames, headroom, small = 0 } = options
+  // Room to begin at a page's start.
+  const slack = small > 0 ? PAGE : 0
+  const size = slack + small * SMALL_FRAME + (frames - small) * frameSize
+  if (!(frames > 0 && small >= 0 && small <= frames) || size > 0x7fff_0000)
+    throw new RangeError(
+      `a pool of ${frames} frames, ${small} of them small, the rest of ${frameSize} bytes, is empty or over 2 GiB`,
+    )
   if (!(headroom >= 0 && headroom < frameSize)) throw new RangeError(`headroom ${headroom} does not fit a frame`)
-  return { frames, frameSize, headroom, memory: new SharedArrayBuffer(frames * frameSize + align(frames * META)) }
+  const memory = new SharedArrayBuffer(size + align(frames * META))
+  return { frames, frameSize, headroom, small, memory, base: 0 }
 }
 
 /** A thread's view of the frames, and the list of those it may hand out. */
 export class Pool {
   readonly frames: number
+  /** Bytes of a large frame. */
   readonly frameSize: number
   readonly headroom: number
+  /** How many frames are small: [0, small). */
+  readonly small: number
   /** Every frame's bytes; positions in the metadata index into it. */
   readonly bytes: Uint8Array
   /** The same bytes, for unaligned 16- and 32-bit access. */
@@ -128,16 +153,30 @@ export class Pool {
   /** Verdict of the decide stage. */
   readonly verdict: Uint8Array
 
+  private readonly base: number
+  /** Where frame 0 would begin if all were large. */
+  private readonly origin: number
   private readonly stack: Int32Array
   private top = 0
+  private readonly smallStack: Int32Array
+  private smallTop = 0
 
-  /** Uses the memory of `handle`; hands out the frames [first, first + count), all of them unless told otherwise. */
-  constructor(handle: PoolHandle, first = 0, count = handle.frames - first) {
-    const { frames, frameSize, headroom, memory } = handle
+  /** Uses the memory of `handle`; hands out the large frames [first, first + count) and the small ones [firstSmall, firstSmall + smallCount), all of them unless told otherwise. */
+  constructor(
+    handle: PoolHandle,
+    first = handle.small,
+    count = handle.frames - first,
+    firstSmall = 0,
+    smallCount = handle.small - firstSmall,
+  ) {
+    const { frames, frameSize, headroom, small, memory, base } = handle
     this.frames = frames
     this.frameSize = frameSize
     this.headroom = headroom
-    const size = frames * frameSize
+    this.small = small
+    this.base = base
+    this.origin = base + small * (SMALL_FRAME - frameSize)
+    const size = base + small * SMALL_FRAME + (frames - small) * frameSize
     this.bytes = new Uint8Array(memory, 0, size)
     this.view = new DataView(memory, 0, size)
     let at = size
@@ -171,46 +210,72 @@ export class Pool {
     this.verdict = new Uint8Array(memory, take(1), frames)
     this.stack = new Int32Array(frames)
     for (let frame = first + count - 1; frame >= first; frame--) this.stack[this.top++] = frame
+    this.smallStack = new Int32Array(small)
+    for (let frame = firstSmall + smallCount - 1; frame >= firstSmall; frame--) this.smallStack[this.smallTop++] = frame
   }
 
-  /** How many frames this thread can still hand out. */
+  /** How many large frames this thread can still hand out. */
   get available(): number {
     return this.top
   }
 
-  /** Takes a free frame, empty and with full headroom, or -1 when there is none. The last freed comes first: its lines are still in the cache. */
+  /** How many small frames this thread can still hand out. */
+  get availableSmall(): number {
+    return this.smallTop
+  }
+
+  /** Takes a free large frame, empty and with full headroom, or -1 when there is none. The last freed comes first: its lines are still in the cache. */
   alloc(): number {
     if (this.top === 0) return -1
     const frame = this.stack[--this.top]
-    this.start[frame] = frame * this.frameSize + this.headroom
+    this.start[frame] = this.origin + frame * this.frameSize + this.headroom
+    this.reset(frame)
+    return frame
+  }
+
+  /** Takes a free small frame, empty and with SMALL_HEADROOM, or -1 when there is none. */
+  allocSmall(): number {
+    if (this.smallTop === 0) return -1
+    const frame = this.smallStack[--this.smallTop]
+    this.start[frame] = this.base + frame * SMALL_FRAME + SMALL_HEADROOM
+    this.reset(frame)
+    return frame
+  }
+
+  private reset(frame: number): void {
     this.length[frame] = 0
     this.outerTransport[frame] = 0
     this.flow[frame] = -1
     this.offload[frame] = 0
     this.gso[frame] = 0
-    return frame
   }
 
   /** Gives a frame back; takes the frame. */
   free(frame: number): void {
-    this.stack[this.top++] = frame
+    if (frame < this.small) this.smallStack[this.smallTop++] = frame
+    else this.stack[this.top++] = frame
   }
 
   /** Gives every frame of a batch back and empties it. */
   freeAll(batch: Batch): void {
     const { frames, length } = batch
-    for (let i = 0; i < length; i++) this.stack[this.top++] = frames[i]
+    for (let i = 0; i < length; i++) this.free(frames[i])
     batch.length = 0
+  }
+
+  /** Position of the slot's first byte. */
+  slot(frame: number): number {
+    return frame < this.small ? this.base + frame * SMALL_FRAME : this.origin + frame * this.frameSize
   }
 
   /** Bytes between the slot's first byte and the packet. */
   headroomOf(frame: number): number {
-    return this.start[frame] - frame * this.frameSize
+    return this.start[frame] - this.slot(frame)
   }
 
   /** Position behind the slot's last byte. */
   limit(frame: number): number {
-    return (frame + 1) * this.frameSize
+    return this.slot(frame) + (frame < this.small ? SMALL_FRAME : this.frameSize)
   }
 
   /** Copies `from`'s metadata to `to`, but for start and length. */
