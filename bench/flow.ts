@@ -192,6 +192,7 @@ async function allocation(bench: Bench): Promise<void> {
     name: 'heap that a packet of a known flow allocates',
     unit: 'bytes',
     better: 'less',
+    resolution: 1,
     contenders: [
       { name: 'Map by string', measure: heap(packets, byName) },
       { name: 'FlowTable', measure: heap(packets, byTable) },

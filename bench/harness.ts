@@ -1,16 +1,26 @@
 // The bench harness: questions, each with contenders of which the first is the baseline, all measured in one run with
-// the order alternated from round to round. Prints medians and spreads; a measurement that fails is a failure, never a number.
+// the order alternated from round to round. Each round has its own ratio to its own baseline, so that what slows the whole
+// machine slows both. Prints medians and spreads; a measurement that fails is a failure, never a number.
 
-import { appendFileSync } from 'node:fs'
 import { cpus, loadavg, release } from 'node:os'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import benny from 'benny'
+import { table } from '../src/cli/table.ts'
+import { type Result, summarize } from './result.ts'
+
+export type { Result } from './result.ts'
+
+/** What measures, and how many processes waited for it when it began. */
+export const machine = `${cpus()[0]?.model ?? 'unknown processor'}, ${cpus().length} cores, Linux ${release()}, Node ${process.version}`
+export const load = loadavg()[0]
 
 /** One way of doing what the question asks about; `measure` returns a number in the question's unit, or throws. */
 export interface Contender {
   name: string
   measure: () => number | Promise<number>
+  /** Somebody else's work, for comparison only: no change of it is our regression. */
+  rival?: boolean
 }
 
 export interface Question {
@@ -21,60 +31,49 @@ export interface Question {
   better: 'less' | 'more'
   /** The baseline first. */
   contenders: Contender[]
-}
-
-/** One contender's answer. */
-export interface Result {
-  question: string
-  contender: string
-  unit: string
-  median: number
-  /** 10th and 90th percentile of the rounds. */
-  low: number
-  high: number
-  rounds: number
-  /** How many times better than the baseline; under 1 is worse. */
-  better: number
+  /** Numbers under this count as this in ratios: where 0 is a good answer, or what cannot be told from it. */
+  resolution?: number
 }
 
 export interface BenchOptions {
+  /** The file that asks: `tcp`. */
+  name: string
   rounds: number
   /** Only to see that everything runs: benches measure less. */
   short: boolean
-  /** A file that gets one JSON line a result. */
-  json?: string
+  /** Takes every result as it is there. */
+  record?: (result: Result) => void
 }
 
 /** What a bench file's `run` is given. */
 export class Bench {
   readonly short: boolean
-  readonly machine = machine()
-  private readonly rounds: number
-  private readonly json: string | undefined
+  private readonly options: BenchOptions
 
   constructor(options: BenchOptions) {
-    this.rounds = options.rounds
+    this.options = options
     this.short = options.short
-    this.json = options.json
   }
 
   /** Measures every contender `rounds` times and prints a table. Throws what a measurement throws. */
   async ask(question: Question): Promise<Result[]> {
     const { name, contenders } = question
+    const { rounds, record } = this.options
     const samples = contenders.map((): number[] => [])
-    for (let round = 0; round < this.rounds; round++) {
+    const progress = new Progress(`${name}: ${rounds} rounds of ${contenders.length} contenders`)
+    for (let round = 0; round < rounds; round++) {
       for (let i = 0; i < contenders.length; i++) {
         const turn = round % 2 === 0 ? i : contenders.length - 1 - i
-        progress(`${name}: round ${round + 1} of ${this.rounds}, ${contenders[turn].name}`)
+        progress.show(`${name}: round ${round + 1} of ${rounds}, ${contenders[turn].name}`)
         const sample = await contenders[turn].measure()
         if (!Number.isFinite(sample)) throw new Error(`${name}: ${contenders[turn].name} measured ${sample}`)
         samples[turn].push(sample)
       }
     }
-    progress('')
-    const results = contenders.map((contender, i) => summarize(question, contender.name, samples[i], samples[0]))
+    progress.clear()
+    const results = contenders.map((_, i) => this.result(question, i, samples))
     print(question, results)
-    for (const result of results) this.record(result)
+    if (record !== undefined) for (const result of results) record(result)
     return results
   }
 
@@ -83,8 +82,20 @@ export class Bench {
     console.log(`  skipped: ${reason}`)
   }
 
-  private record(result: Result): void {
-    if (this.json !== undefined) appendFileSync(this.json, `${JSON.stringify({ ...result, machine: this.machine })}\n`)
+  private result(question: Question, i: number, samples: number[][]): Result {
+    const { name, unit, better, contenders, resolution = 0 } = question
+    const { short, options } = this
+    const ratios = samples[i].map((sample, round) => {
+      const [mine, base] = [sample, samples[0][round]].map(value => Math.max(value, resolution))
+      const ratio = better === 'less' ? base / mine : mine / base
+      if (ratio > 0 && Number.isFinite(ratio)) return ratio
+      throw new Error(`${name}: no ratio of ${contenders[i].name} (${mine}) to ${contenders[0].name} (${base})`)
+    })
+    return summarize({
+      ...{ bench: options.name, question: name, contender: contenders[i].name, baseline: contenders[0].name },
+      ...{ unit, goal: better, rival: contenders[i].rival ?? false, quick: short },
+      ...{ samples: samples[i], ratios, machine, load, date: new Date().toISOString() },
+    })
   }
 }
 
@@ -129,48 +140,48 @@ export function heap(count: number, body: () => void): () => number {
   }
 }
 
-function summarize(question: Question, contender: string, samples: number[], baseline: number[]): Result {
-  const median = quantile(samples, 0.5)
-  const ratio = quantile(baseline, 0.5) / median
-  return {
-    question: question.name,
-    contender,
-    unit: question.unit,
-    median,
-    low: quantile(samples, 0.1),
-    high: quantile(samples, 0.9),
-    rounds: samples.length,
-    better: question.better === 'less' ? ratio : 1 / ratio,
-  }
-}
-
-function quantile(samples: number[], q: number): number {
-  const sorted = samples.toSorted((x, y) => x - y)
-  return sorted[Math.round(q * (sorted.length - 1))]
-}
-
 function print(question: Question, results: Result[]): void {
-  const rows = results.map((result, i) => [
-    result.contender,
-    `${format(result.median)} ${result.unit}`,
-    `${format(result.low)} to ${format(result.high)}`,
-    i === 0 ? 'baseline' : `${format(result.better)}x`,
+  const range = (low: number, high: number) => `${number(low)} to ${number(high)}`
+  const rows = results.map(({ contender, unit, median, low, high, better, betterLow, betterHigh }, i) => [
+    `  ${contender}`,
+    `${number(median)} ${unit}`,
+    range(low, high),
+    i === 0 ? 'baseline' : `${number(better)}x`,
+    i === 0 ? '' : range(betterLow, betterHigh),
   ])
-  const widths = [0, 1, 2, 3].map(column => Math.max(...rows.map(row => row[column].length)))
-  console.log(
-    `\n${question.name}  (${question.better} is better; median, 10th to 90th percentile of ${results[0].rounds})`,
-  )
-  for (const row of rows)
-    console.log(`  ${row[0].padEnd(widths[0])}  ${[1, 2, 3].map(i => row[i].padStart(widths[i])).join('  ')}`)
+  const columns = ['  contender', 'median', 'spread', 'better', 'spread'].map((title, i) => ({ title, right: i > 0 }))
+  const rounds = results[0].rounds
+  console.log(`\n${question.name}  (${question.better} is better; spread: 10th to 90th percentile of ${rounds} rounds)`)
+  for (const line of table(columns, rows)) console.log(line)
 }
 
-function format(value: number): string {
+/** A number of about three digits, the thousands grouped. */
+export function number(value: number): string {
   if (value >= 1000) return Math.round(value).toLocaleString('en-US')
   return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)
 }
 
-function progress(text: string): void {
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`)
+/** What goes on, on standard error: a line redrawn on a terminal, elsewhere one line for what takes over a second. */
+class Progress {
+  private readonly summary: string
+  private readonly from = performance.now()
+  private told = false
+
+  constructor(summary: string) {
+    this.summary = summary
+  }
+
+  show(text: string): void {
+    if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`)
+    else if (!this.told && performance.now() - this.from > 1000) {
+      this.told = true
+      process.stderr.write(`${this.summary} ...\n`)
+    }
+  }
+
+  clear(): void {
+    if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
+  }
 }
 
 // benny announces every suite on the console.
@@ -182,11 +193,4 @@ async function quietly<T>(body: () => Promise<T>): Promise<T> {
   } finally {
     console.log = log
   }
-}
-
-function machine(): string {
-  const model = cpus()[0]?.model ?? 'unknown processor'
-  const date = new Date().toISOString().slice(0, 10)
-  const load = `load ${loadavg()[0].toFixed(1)} at the start`
-  return `${model}, ${cpus().length} cores, Linux ${release()}, Node ${process.version}, ${date}, ${load}`
 }

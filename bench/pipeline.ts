@@ -98,6 +98,7 @@ async function allocation(bench: Bench): Promise<void> {
     name: 'heap that such a packet allocates',
     unit: 'bytes',
     better: 'less',
+    resolution: 1,
     contenders: [
       { name: 'Buffer.concat, objects and a Map', measure: heap(packets, () => plain.run(order)) },
       { name: 'Forwarder', measure: heap(packets, () => steady.run(packets)) },
