@@ -1,0 +1,297 @@
+// Links, addresses, routes and neighbours of a network namespace by netlink (rtnetlink(7), linux/rtnetlink.h). A socket
+// stays bound to the namespace that it was opened in, so questions and events need no entering afterwards.
+//
+// NB: an open socket keeps its namespace alive: close it when the namespace's name is gone, or its interfaces never end.
+
+import { AF, addressOf, bind, close, ERRNO, must, read, SOCK, socket, systemError, write } from './libc.ts'
+import { inNamespace } from './netns.ts'
+
+const AF_NETLINK = 16
+const NETLINK_ROUTE = 0
+const HEADER = 16
+const NLM_F_REQUEST = 1
+const NLM_F_DUMP = 0x300
+const ERROR = 2
+const DONE = 3
+
+/** Kinds of events to hear of (RTMGRP_*). */
+export const GROUP = {
+  LINK: 1,
+  FILTER: 8,
+  ADDRESS: 0x10 | 0x100,
+} as const
+
+const RTM = {
+  NEWLINK: 16,
+  DELLINK: 17,
+  GETLINK: 18,
+  NEWADDR: 20,
+  DELADDR: 21,
+  GETADDR: 22,
+  NEWROUTE: 24,
+  GETROUTE: 26,
+  NEWNEIGH: 28,
+  GETNEIGH: 30,
+  NEWQDISC: 36,
+  DELQDISC: 37,
+  NEWTFILTER: 44,
+  DELTFILTER: 45,
+} as const
+
+const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4 } as const
+const IFA = { ADDRESS: 1, LOCAL: 2 } as const
+const RTA = { DST: 1, SRC: 2, OIF: 4, GATEWAY: 5, METRICS: 8, VIA: 18 } as const
+const RTAX_MTU = 2
+const NDA = { DST: 1, LLADDR: 2 } as const
+
+const ARPHRD_ETHER = 1
+const IFF_UP = 1
+const IFF_RUNNING = 0x40
+const RTN_UNICAST = 1
+
+/** States of a neighbour entry whose address the kernel would use (NUD_VALID): reachable, stale, delay, probe, permanent, noarp. */
+const NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x80 | 0x40
+
+/** The largest datagram that the kernel sends here is 32 KiB (netlink_recvmsg). */
+const BUFFER = 65_536
+
+/** An interface. */
+export interface Link {
+  index: number
+  name: string
+  ethernet: boolean
+  /** Set up by its owner. */
+  up: boolean
+  /** Up and with a carrier. */
+  running: boolean
+  mtu: number
+  /** Empty where there is none. */
+  mac: string
+}
+
+/** Where packets for an address go. */
+export interface Route {
+  /** Undefined when the address is on the link itself. */
+  gateway: Uint8Array | undefined
+  /** The interface. */
+  index: number
+  /** Set on the route; undefined when the interface's counts. */
+  mtu: number | undefined
+}
+
+/** What has changed; `link` comes with its new state, of all else only the interface is told. */
+export type NetEvent = { kind: 'link'; link: Link; gone: boolean } | { kind: 'address' | 'filter'; index: number }
+
+interface Message {
+  type: number
+  /** Position of the payload in the buffer, and of its end. */
+  at: number
+  end: number
+}
+
+/** A netlink socket in a namespace: one thread. */
+export class Rtnetlink {
+  /** Polls readable when `events` has something. */
+  readonly fd: number
+  private readonly bytes = new Uint8Array(BUFFER)
+  private readonly view = new DataView(this.bytes.buffer)
+  private readonly address = addressOf(this.bytes)
+
+  /**
+   * Opens a socket in a namespace (a name or path; '' is the current one). One that hears of `groups` (GROUP bits) is for `events`, one
+   * without is for questions. Throws DetourError.
+   */
+  constructor(namespace: string, groups = 0) {
+    this.fd = inNamespace(namespace, () =>
+      must(socket(AF_NETLINK, SOCK.RAW | SOCK.NONBLOCK, NETLINK_ROUTE), 'socket', 'netlink'),
+    )
+    const result = bind(this.fd, Uint32Array.of(AF_NETLINK, 0, groups))
+    if (result >= 0) return
+    close(this.fd)
+    throw systemError('bind', 'netlink', result)
+  }
+
+  /** An interface; undefined when there is none. */
+  link(name: string): Link | undefined {
+    const request = [...words(0, 0, 0, 0), ...attribute(IFLA.IFNAME, new TextEncoder().encode(`${name}\0`))]
+    for (const message of this.ask(RTM.GETLINK, 0, request, ERRNO.ENODEV))
+      if (message.type === RTM.NEWLINK) return this.readLink(message)
+    return undefined
+  }
+
+  /** IPv4 and IPv6 addresses of an interface, as bytes. */
+  addresses(index: number): Uint8Array[] {
+    const found: Uint8Array[] = []
+    for (const { type, at, end } of this.ask(RTM.GETADDR, NLM_F_DUMP, words(0, 0))) {
+      if (type !== RTM.NEWADDR || this.view.getUint32(at + 4, true) !== index) continue
+      // Of a point-to-point interface, ADDRESS is the far side's.
+      const own = this.attribute(at + 8, end, IFA.LOCAL) ?? this.attribute(at + 8, end, IFA.ADDRESS)
+      if (own !== undefined) found.push(own)
+    }
+    return found
+  }
+
+  /** The way from `source` to `destination` by an interface, as the kernel would send; undefined when there is none. */
+  route(destination: Uint8Array, source: Uint8Array, index: number): Route | undefined {
+    const bits = destination.length * 8
+    const message = [
+      ...[familyOf(destination), bits, bits, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+      ...attribute(RTA.DST, destination),
+      ...attribute(RTA.SRC, source),
+      ...attribute(RTA.OIF, words(index)),
+    ]
+    for (const { type, at, end } of this.ask(RTM.GETROUTE, 0, message, ANY)) {
+      if (type !== RTM.NEWROUTE || this.bytes[at + 7] !== RTN_UNICAST) continue
+      const gateway = this.attribute(at + 12, end, RTA.GATEWAY) ?? this.attribute(at + 12, end, RTA.VIA)?.subarray(2)
+      const oif = this.find(at + 12, end, RTA.OIF)
+      const metrics = this.find(at + 12, end, RTA.METRICS)
+      const mtu = metrics < 0 ? -1 : this.find(metrics + 4, metrics + this.view.getUint16(metrics, true), RTAX_MTU)
+      return {
+        gateway,
+        index: oif < 0 ? 0 : this.view.getUint32(oif + 4, true),
+        mtu: mtu < 0 ? undefined : this.view.getUint32(mtu + 4, true),
+      }
+    }
+    return undefined
+  }
+
+  /** The Ethernet address of a neighbour; undefined while the kernel would not use one. */
+  neighbour(address: Uint8Array, index: number): Uint8Array | undefined {
+    const message = [...words(familyOf(address), index, 0), ...attribute(NDA.DST, address)]
+    for (const { type, at, end } of this.ask(RTM.GETNEIGH, 0, message, ANY)) {
+      if (type !== RTM.NEWNEIGH || (this.view.getUint16(at + 8, true) & NUD_VALID) === 0) continue
+      const mac = this.attribute(at + 12, end, NDA.LLADDR)
+      return mac?.length === 6 ? mac : undefined
+    }
+    return undefined
+  }
+
+  /** What has happened since the last call, in order; undefined when the kernel had to leave some out: look at everything. Never blocks. */
+  events(): NetEvent[] | undefined {
+    const events: NetEvent[] = []
+    for (;;) {
+      const n = read(this.fd, this.address, BUFFER)
+      if (n === -ERRNO.EAGAIN) return events
+      if (n === -ERRNO.ENOBUFS) {
+        while (read(this.fd, this.address, BUFFER) > 0);
+        return undefined
+      }
+      must(n, 'read', 'netlink')
+      for (const message of this.messages(n)) {
+        const event = this.readEvent(message)
+        if (event !== undefined) events.push(event)
+      }
+    }
+  }
+
+  close(): void {
+    close(this.fd)
+  }
+
+  // The kernel works on a request while it is being sent, so the answer is there when write(2) returns.
+  private *ask(type: number, flags: number, payload: number[], allowed = 0): Generator<Message> {
+    const request = Uint8Array.from([
+      ...words(HEADER + payload.length),
+      ...[type & 255, type >> 8, (flags | NLM_F_REQUEST) & 255, (flags | NLM_F_REQUEST) >> 8],
+      ...words(0, 0),
+      ...payload,
+    ])
+    must(write(this.fd, addressOf(request), request.length), 'write', `netlink request ${type}`)
+    for (;;) {
+      const n = must(read(this.fd, this.address, BUFFER), 'read', `netlink request ${type}`)
+      for (const message of this.messages(n)) {
+        if (message.type === DONE) return
+        if (message.type !== ERROR) {
+          yield message
+          continue
+        }
+        const code = this.view.getInt32(message.at, true)
+        if (code < 0 && allowed !== ANY && code !== -allowed) throw systemError('netlink request', `${type}`, code)
+        return
+      }
+      if ((flags & NLM_F_DUMP) === 0) return
+    }
+  }
+
+  private *messages(length: number): Generator<Message> {
+    for (let at = 0; at + HEADER <= length; ) {
+      const size = this.view.getUint32(at, true)
+      if (size < HEADER || at + size > length) return
+      yield { type: this.view.getUint16(at + 4, true), at: at + HEADER, end: at + size }
+      at += (size + 3) & ~3
+    }
+  }
+
+  private readEvent(message: Message): NetEvent | undefined {
+    const { type, at } = message
+    const { view, bytes } = this
+    switch (type) {
+      case RTM.NEWLINK:
+      case RTM.DELLINK:
+        // Bridges and IPv6 tell of their side of an interface by the same messages.
+        if (bytes[at] !== 0) return undefined
+        return { kind: 'link', link: this.readLink(message), gone: type === RTM.DELLINK }
+      case RTM.NEWADDR:
+      case RTM.DELADDR:
+        return { kind: 'address', index: view.getUint32(at + 4, true) }
+      case RTM.NEWQDISC:
+      case RTM.DELQDISC:
+      case RTM.NEWTFILTER:
+      case RTM.DELTFILTER:
+        return { kind: 'filter', index: view.getInt32(at + 4, true) }
+    }
+    return undefined
+  }
+
+  // struct ifinfomsg: family u8, type u16 at 2, index at 4, flags at 8.
+  private readLink({ at, end }: Message): Link {
+    const { view } = this
+    const flags = view.getUint32(at + 8, true)
+    const name = this.attribute(at + 16, end, IFLA.IFNAME) ?? new Uint8Array()
+    const mac = this.attribute(at + 16, end, IFLA.ADDRESS) ?? new Uint8Array()
+    const mtu = this.find(at + 16, end, IFLA.MTU)
+    return {
+      index: view.getInt32(at + 4, true),
+      name: new TextDecoder().decode(name).replace(/\0.*$/, ''),
+      ethernet: view.getUint16(at + 2, true) === ARPHRD_ETHER,
+      up: (flags & IFF_UP) !== 0,
+      running: (flags & IFF_RUNNING) !== 0,
+      mtu: mtu < 0 ? 0 : view.getUint32(mtu + 4, true),
+      mac: Array.from(mac, byte => byte.toString(16).padStart(2, '0')).join(':'),
+    }
+  }
+
+  /** A copy of an attribute's value. */
+  private attribute(at: number, end: number, type: number): Uint8Array | undefined {
+    const found = this.find(at, end, type)
+    return found < 0 ? undefined : this.bytes.slice(found + 4, found + this.view.getUint16(found, true))
+  }
+
+  /** Where an attribute lies whose value has at least four bytes, or -1. */
+  private find(at: number, end: number, type: number): number {
+    const { view } = this
+    while (at + 4 <= end) {
+      const size = view.getUint16(at, true)
+      if (size < 4 || at + size > end) return -1
+      if ((view.getUint16(at + 2, true) & 0x3fff) === type) return size < 8 ? -1 : at
+      at += (size + 3) & ~3
+    }
+    return -1
+  }
+}
+
+/** Any error means "there is none". */
+const ANY = -1
+
+const familyOf = (address: Uint8Array) => (address.length === 4 ? AF.INET : AF.INET6)
+
+/** 32-bit words as the bytes of a little-endian machine. */
+function words(...values: number[]): number[] {
+  return values.flatMap(value => [value & 255, (value >> 8) & 255, (value >> 16) & 255, value >>> 24])
+}
+
+/** struct rtattr: length, type, value, padding to four bytes. */
+function attribute(type: number, value: ArrayLike<number>): number[] {
+  const size = 4 + value.length
+  return [size & 255, size >> 8, type & 255, type >> 8, ...Array.from(value), ...Array(-size & 3).fill(0)]
+}

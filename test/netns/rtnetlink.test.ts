@@ -1,0 +1,132 @@
+// Netlink against what iproute2 shows and does.
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { createNamespace, deleteNamespace, ip, ipBatch, linkInfo, tc } from '../../src/os/netns.ts'
+import { GROUP, Rtnetlink } from '../../src/os/rtnetlink.ts'
+import { missing, title } from './support.ts'
+
+describe.skipIf(missing !== '')(title('netlink'), () => {
+  const here = 'dth-nl'
+  const there = 'dth-nl-far'
+  let ask: Rtnetlink
+  let hear: Rtnetlink
+
+  const bytes = (address: string) => Uint8Array.from(address.split('.'), Number)
+  const bytes6 = (last: number) => Uint8Array.of(0xfd, 0x92, ...Array(13).fill(0), last)
+  const macOf = (mac: string) => Uint8Array.from(mac.split(':'), byte => Number.parseInt(byte, 16))
+  const index = () => linkInfo('eth0', here).index
+
+  beforeAll(() => {
+    for (const name of [here, there]) {
+      deleteNamespace(name)
+      createNamespace(name)
+    }
+    ipBatch([`link add eth0 netns ${here} mtu 1450 type veth peer name far0 netns ${there}`])
+    ipBatch(['address add 10.92.0.1/24 dev eth0', 'address add fd92::1/64 dev eth0 nodad', 'link set eth0 up'], here)
+    ipBatch(['address add 10.92.0.2/24 dev far0', 'address add fd92::2/64 dev far0 nodad', 'link set far0 up'], there)
+    ask = new Rtnetlink(here)
+    hear = new Rtnetlink(here, GROUP.LINK | GROUP.ADDRESS | GROUP.FILTER)
+  })
+  afterAll(() => {
+    ask?.close()
+    hear?.close()
+    for (const name of [here, there]) deleteNamespace(name)
+  })
+
+  it('reads a link and its addresses as ip does', () => {
+    const info = linkInfo('eth0', here)
+    expect(ask.link('eth0')).toEqual({
+      index: info.index,
+      name: 'eth0',
+      ethernet: true,
+      up: true,
+      running: true,
+      mtu: 1450,
+      mac: info.mac,
+    })
+    expect(ask.link('lo')).toMatchObject({ ethernet: false, mtu: 65_536, mac: '00:00:00:00:00:00' })
+    expect(ask.link('eth7')).toBeUndefined()
+    const addresses = ask.addresses(info.index).map(address => Array.from(address))
+    expect(addresses).toHaveLength(info.addresses.length)
+    expect(addresses).toContainEqual([10, 92, 0, 1])
+    expect(addresses).toContainEqual(Array.from(bytes6(1)))
+  })
+
+  it('finds ways: on the link, by a gateway, by an IPv6 gateway for IPv4, with an MTU of their own, and none', () => {
+    const eth0 = index()
+    ipBatch(
+      [
+        'route add 10.93.0.0/24 via 10.92.0.2',
+        'route add 10.94.0.0/24 via inet6 fd92::2 dev eth0 mtu 1300',
+        'route add fd93::/64 via fd92::2 mtu 1400',
+      ],
+      here,
+    )
+    const from = bytes('10.92.0.1')
+    const way = (to: Uint8Array, source = from) => ask.route(to, source, eth0)
+    expect(way(bytes('10.92.0.2'))).toEqual({ gateway: undefined, index: eth0, mtu: undefined })
+    expect(way(bytes('10.93.0.9'))).toEqual({ gateway: bytes('10.92.0.2'), index: eth0, mtu: undefined })
+    expect(way(bytes('10.94.0.9'))).toEqual({ gateway: bytes6(2), index: eth0, mtu: 1300 })
+    const six = Uint8Array.of(0xfd, 0x93, ...Array(13).fill(0), 9)
+    expect(way(six, bytes6(1))).toEqual({ gateway: bytes6(2), index: eth0, mtu: 1400 })
+    expect(way(bytes('10.92.0.1'))).toBeUndefined()
+    expect(way(Uint8Array.of(0xfd, 0x95, ...Array(13).fill(0), 9), bytes6(1))).toBeUndefined()
+    expect(way(bytes('10.92.0.2'), bytes('10.92.0.77'))).toBeUndefined()
+  })
+
+  it('gives the address of a neighbour only while the kernel would use it', () => {
+    const eth0 = index()
+    const far = bytes('10.92.0.20')
+    const mac = '02:00:00:00:00:20'
+    expect(ask.neighbour(far, eth0)).toBeUndefined()
+    for (const [state, usable] of Object.entries({
+      permanent: true,
+      stale: true,
+      incomplete: false,
+      reachable: true,
+    })) {
+      ip(['neigh', 'replace', '10.92.0.20', 'lladdr', mac, 'dev', 'eth0', 'nud', state], here)
+      expect([state, ask.neighbour(far, eth0)]).toEqual([state, usable ? macOf(mac) : undefined])
+    }
+    ip(['neigh', 'replace', 'fd92::20', 'lladdr', mac, 'dev', 'eth0'], here)
+    expect(ask.neighbour(bytes6(0x20), eth0)).toEqual(macOf(mac))
+  })
+
+  it('hears what iproute2 does, in order', () => {
+    const eth0 = index()
+    hear.events()
+    ipBatch(
+      ['link set eth0 mtu 1400', 'link set eth0 down', 'link set eth0 up', 'address add 10.92.0.3/24 dev eth0'],
+      here,
+    )
+    const events = hear.events() ?? []
+    const links = events.flatMap(event => (event.kind === 'link' ? [event] : []))
+    expect(links.every(event => event.link.name === 'eth0' && !event.gone)).toBe(true)
+    expect(links.find(event => event.link.mtu === 1400)).toBeDefined()
+    const ups = links.map(event => event.link.up)
+    expect(ups.indexOf(false)).toBeGreaterThan(0)
+    expect(ups.lastIndexOf(true)).toBeGreaterThan(ups.lastIndexOf(false))
+    expect(events).toContainEqual({ kind: 'address', index: eth0 })
+
+    ipBatch(['route add 10.96.0.0/24 dev eth0', 'neigh replace 10.92.0.30 lladdr 02:00:00:00:00:30 dev eth0'], here)
+    expect(hear.events()).toEqual([])
+    tc(['qdisc', 'add', 'dev', 'eth0', 'clsact'], here)
+    expect(hear.events()).toEqual([{ kind: 'filter', index: eth0 }])
+
+    ip(['link', 'add', 'gone0', 'type', 'bridge'], here)
+    ip(['link', 'set', 'gone0', 'address', '02:00:00:00:00:aa'], here)
+    ip(['link', 'delete', 'gone0'], here)
+    const gone = (hear.events() ?? []).flatMap(event => (event.kind === 'link' ? [event] : []))
+    expect(gone.at(-1)).toMatchObject({ gone: true, link: { name: 'gone0', mac: '02:00:00:00:00:aa' } })
+    expect(hear.events()).toEqual([])
+  })
+
+  it('says so when there was more than it could hear, and hears on afterwards', () => {
+    const flood = Array.from({ length: 1500 }, (_, i) => `link set lo mtu ${60_000 + (i % 2)}`)
+    ipBatch(flood, here)
+    expect(hear.events()).toBeUndefined()
+    expect(hear.events()).toEqual([])
+    ip(['link', 'set', 'lo', 'mtu', '50000'], here)
+    expect(hear.events()).toContainEqual(expect.objectContaining({ kind: 'link', gone: false }))
+  })
+})
