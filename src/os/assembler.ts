@@ -77,6 +77,41 @@ export class Assembler {
     return this.emit(0x04, dst, 0, 0, imm)
   }
 
+  /** dst += src. */
+  addRegister(dst: number, src: number): this {
+    return this.emit(0x0f, dst, src)
+  }
+
+  /** dst |= src. */
+  or(dst: number, src: number): this {
+    return this.emit(0x4f, dst, src)
+  }
+
+  /** dst ^= src in 32 bits; the upper half becomes 0. */
+  xor32(dst: number, src: number): this {
+    return this.emit(0xac, dst, src)
+  }
+
+  /** dst ^= imm in 32 bits; the upper half becomes 0. */
+  xorImmediate32(dst: number, imm: number): this {
+    return this.emit(0xa4, dst, 0, 0, imm)
+  }
+
+  /** dst *= imm in 32 bits; the upper half becomes 0. */
+  multiply32(dst: number, imm: number): this {
+    return this.emit(0x24, dst, 0, 0, imm)
+  }
+
+  /** dst %= imm in 32 bits, unsigned; the upper half becomes 0. */
+  modulo32(dst: number, imm: number): this {
+    return this.emit(0x94, dst, 0, 0, imm)
+  }
+
+  /** dst <<= imm. */
+  shiftLeft(dst: number, imm: number): this {
+    return this.emit(0x67, dst, 0, 0, imm)
+  }
+
   /** dst = the `width` bytes at src + off. */
   load(width: Width, dst: number, src: number, off: number): this {
     return this.emit(0x61 | SIZE[width], dst, src, off)

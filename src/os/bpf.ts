@@ -17,7 +17,7 @@ const COMMAND = {
 
 const MAP_TYPE = { HASH: 1, ARRAY: 2 } as const
 const BPF_F_MMAPABLE = 0x400
-const PROG_TYPE_SCHED_CLS = 3
+const PROG_TYPE = { SOCKET_FILTER: 1, SCHED_CLS: 3 } as const
 const ATTACH_TYPE = { ingress: 46, egress: 47 } as const
 const BPF_F_BEFORE = 8
 const BPFFS_MAGIC = 0xcafe4a11
@@ -85,9 +85,18 @@ const LOAD_TRIES = 5
 
 /** Loads a classifier and returns its file descriptor. Throws DetourError with the verifier's last words. */
 export function loadClassifier(name: string, instructions: Uint8Array): number {
+  return loadProgram(PROG_TYPE.SCHED_CLS, name, instructions)
+}
+
+/** Loads a socket filter, which also chooses queues and sockets, and returns its file descriptor. Throws DetourError as `loadClassifier`. */
+export function loadFilter(name: string, instructions: Uint8Array): number {
+  return loadProgram(PROG_TYPE.SOCKET_FILTER, name, instructions)
+}
+
+function loadProgram(type: number, name: string, instructions: Uint8Array): number {
   const licence = text('Apache-2.0')
   const log = new Uint8Array(LOG_SIZE)
-  const fields = { 0: PROG_TYPE_SCHED_CLS, 4: instructions.length / 8 }
+  const fields = { 0: type, 4: instructions.length / 8 }
   const pointers = { 8: instructions, 16: licence }
   let fd = 0
   // The verifier gives up with EAGAIN when a signal is pending (bpf_check in kernel/bpf/verifier.c).

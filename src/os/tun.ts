@@ -9,6 +9,7 @@ const TUNSETIFF = 0x400454ca
 const TUNSETPERSIST = 0x400454cb
 const TUNSETOFFLOAD = 0x400454d0
 const TUNSETVNETHDRSZ = 0x400454d8
+const TUNSETSTEERINGEBPF = 0x800454e0
 const IFF_TAP = 2
 const IFF_NO_PI = 0x1000
 const IFF_VNET_HDR = 0x4000
@@ -44,7 +45,10 @@ export interface TapOptions {
   name: string
   /** Where the interface is made; the current namespace by default. */
   namespace?: string
-  multiQueue?: boolean
+  /** One by default; with more the interface is a multi-queue one, even where a queue is closed again. */
+  queues?: number
+  /** File descriptor of a socket filter that chooses the queue of each packet, counted from 0; the interface keeps it. */
+  steering?: number
   /** The interface outlives its file descriptor; `ip link del` ends it. */
   persist?: boolean
   headerSize?: (typeof VNET_HEADER)[keyof typeof VNET_HEADER]
@@ -54,27 +58,34 @@ export interface TapOptions {
 
 export interface Tap {
   name: string
-  /** Non-blocking, close-on-exec. */
+  /** Of the first queue: non-blocking, close-on-exec. */
   fd: number
+  /** Of all queues, in order. */
+  fds: number[]
   headerSize: number
   /** What the kernel accepted. */
   offloads: number
 }
 
-/** Makes a TAP (or opens a queue of an existing one) with the best offloads the kernel accepts. Throws DetourError. */
+/** Makes a TAP (or opens an existing one) with the best offloads the kernel accepts. Throws DetourError. */
 export function openTap(options: TapOptions): Tap {
-  const { name, namespace = '', multiQueue = false, persist = false, headerSize = VNET_HEADER.TUNNEL } = options
+  const { name, namespace = '', queues = 1, persist = false, headerSize = VNET_HEADER.TUNNEL, steering } = options
   if (!/^[^\s/:]{1,15}$/.test(name)) throw new DetourError('bad-config', `interface name '${name}': 1 to 15 characters`)
-  const fd = inNamespace(namespace, () => openTunFile(name, multiQueue))
+  const fds: number[] = []
   try {
+    inNamespace(namespace, () => {
+      for (let i = 0; i < queues; i++) fds.push(openTunFile(name, queues > 1))
+    })
+    const [fd] = fds
     must(ioctl(fd, TUNSETVNETHDRSZ, Int32Array.of(headerSize)), 'TUNSETVNETHDRSZ', name)
     const wanted = (options.offloads ?? ALL_OFFLOADS) & (headerSize === VNET_HEADER.TUNNEL ? ALL_OFFLOADS : 0x6f)
     const offloads = LADDER.map(rung => rung & wanted).find(rung => ioctl(fd, TUNSETOFFLOAD, rung) >= 0)
     if (offloads === undefined) throw systemError('TUNSETOFFLOAD', name, -ERRNO.EINVAL)
+    if (steering !== undefined) must(ioctl(fd, TUNSETSTEERINGEBPF, Int32Array.of(steering)), 'TUNSETSTEERINGEBPF', name)
     if (persist) must(ioctl(fd, TUNSETPERSIST, 1), 'TUNSETPERSIST', name)
-    return { name, fd, headerSize, offloads }
+    return { name, fd, fds, headerSize, offloads }
   } catch (error) {
-    closeSync(fd)
+    for (const fd of fds) closeSync(fd)
     throw error
   }
 }
