@@ -31,12 +31,25 @@ describe('sum', () => {
     )
   })
 
+  it('is that for long runs too, wherever the array begins in its memory and up to its very end', () => {
+    const any = fc.nat(7)
+    fc.assert(
+      fc.property(fc.uint8Array({ minLength: 100, maxLength: 400 }), any, any, any, (bytes, begin, before, after) => {
+        const memory = new Uint8Array(begin + before + bytes.length + after).fill(0xa5)
+        const b = memory.subarray(begin)
+        b.set(bytes, before)
+        expect(sum(b, before, before + bytes.length, 0x1234)).toBe(fold(byTheBook(bytes) + 0x1234))
+      }),
+    )
+  })
+
   it('does not overflow: 128 KiB of ones', () => {
     const b = new Uint8Array(131072).fill(0xff)
     expect(sum(b, 0, b.length)).toBe(0xffff)
     expect(sum(b, 0, b.length, 0xffff)).toBe(0xffff)
     b[131071] = 0xfe
     expect(sum(b, 0, b.length)).toBe(0xfffe)
+    expect(sum(new Uint8Array(131072), 0, 131072)).toBe(0)
   })
 
   it('may be made in parts', () => {
