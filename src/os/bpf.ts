@@ -12,13 +12,15 @@ const COMMAND = {
   PROG_LOAD: 5,
   OBJ_PIN: 6,
   OBJ_GET: 7,
+  OBJ_GET_INFO: 15,
   LINK_CREATE: 28,
 } as const
 
-const MAP_TYPE = { HASH: 1, ARRAY: 2 } as const
+const MAP_TYPE = { HASH: 1, ARRAY: 2, XSKMAP: 17 } as const
 const BPF_F_MMAPABLE = 0x400
-const PROG_TYPE = { SOCKET_FILTER: 1, SCHED_CLS: 3 } as const
+const PROG_TYPE = { SOCKET_FILTER: 1, SCHED_CLS: 3, XDP: 6 } as const
 const ATTACH_TYPE = { ingress: 46, egress: 47 } as const
+const ATTACH_XDP = 37
 const BPF_F_BEFORE = 8
 const BPFFS_MAGIC = 0xcafe4a11
 const LOG_SIZE = 1 << 18
@@ -61,6 +63,11 @@ export function createArrayMap(name: string, valueSize: number, entries: number)
 /** Makes a hash map and returns its file descriptor. Throws DetourError. */
 export function createHashMap(name: string, keySize: number, valueSize: number, entries: number): number {
   return createMap(name, MAP_TYPE.HASH, keySize, valueSize, entries, 0)
+}
+
+/** Makes the map that a program finds AF_XDP sockets in, by receive queue, and returns its file descriptor. Throws DetourError. */
+export function createSocketMap(name: string, queues: number): number {
+  return createMap(name, MAP_TYPE.XSKMAP, 4, 4, queues, 0)
 }
 
 /** Stores an entry. Throws DetourError, with E2BIG when the map is full. */
@@ -117,6 +124,22 @@ function loadProgram(type: number, name: string, instructions: Uint8Array): numb
   throw new DetourError('system', `BPF_PROG_LOAD ${name}: ${errnoText(-fd)}; the verifier said:\n${words}`)
 }
 
+/** Loads an XDP program and returns its file descriptor. Throws DetourError with the verifier's last words. */
+export function loadXdp(name: string, instructions: Uint8Array): number {
+  return loadProgram(PROG_TYPE.XDP, name, instructions)
+}
+
+/** XDP_FLAGS_SKB_MODE and XDP_FLAGS_DRV_MODE (linux/if_link.h). */
+const XDP_FLAGS = { generic: 2, native: 4 } as const
+
+/** Where an XDP program runs: in the driver, or behind it on any interface. */
+export type XdpAttach = keyof typeof XDP_FLAGS
+
+/** Attaches an XDP program to an interface of the calling thread's namespace and returns the link's file descriptor, or -errno. The program goes when it is closed, also by the death of the process. */
+export function attachXdp(program: number, interfaceIndex: number, mode: XdpAttach): number {
+  return call(COMMAND.LINK_CREATE, { 0: program, 4: interfaceIndex, 8: ATTACH_XDP, 12: XDP_FLAGS[mode] })
+}
+
 /**
  * Attaches a classifier to an interface of the calling thread's namespace by a TCX link and returns the link's file descriptor, or -errno:
  * -EINVAL on a kernel without TCX (before 6.6). The link ends when that and every pin are gone. `first` puts it in front of the others there.
@@ -124,6 +147,14 @@ function loadProgram(type: number, name: string, instructions: Uint8Array): numb
 export function attachTcx(program: number, interfaceIndex: number, hook: Hook, first: boolean): number {
   const fields = { 0: program, 4: interfaceIndex, 8: ATTACH_TYPE[hook], 12: first ? BPF_F_BEFORE : 0 }
   return call(COMMAND.LINK_CREATE, fields)
+}
+
+/** The index of the interface that a TCX or XDP link holds; 0 when that is gone or somebody took the link off it. */
+export function linkInterface(link: number): number {
+  // struct bpf_link_info: type, id, program, and at 16 what is particular to the type, here first the interface.
+  const info = new Uint8Array(64)
+  must(call(COMMAND.OBJ_GET_INFO, { 0: link, 4: info.length }, { 8: info }), 'BPF_OBJ_GET_INFO_BY_FD', `link ${link}`)
+  return new DataView(info.buffer).getUint32(16, true)
 }
 
 /** Gives a map, program or link a name in the BPF file system, so that it outlives the process. */

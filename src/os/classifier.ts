@@ -9,7 +9,7 @@
 
 import { mkdirSync, readdirSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
-import { attachTcx, type Hook, pin, unpin } from './bpf.ts'
+import { attachTcx, getPinned, type Hook, linkInterface, pin, unpin } from './bpf.ts'
 import { close, ERRNO, interfaceIndex, must } from './libc.ts'
 import { inNamespace, tc } from './netns.ts'
 
@@ -85,6 +85,41 @@ export function detachClassifiers(namespace: string, directory: string): void {
   attempt('program', (name, hook) => ['filter', 'del', 'dev', name, hook, ...FILTER])
   attempt('clsact', name => ['qdisc', 'del', 'dev', name, 'clsact'])
   unpin(directory)
+}
+
+/** How many of the classifiers that a pin directory records are in place: a few system calls each with TCX, a process each with clsact. */
+export function countHeld(namespace: string, directory: string): number {
+  let held = 0
+  for (const entry of entries(directory)) {
+    const [, kind, name, hook] = entry.replaceAll(':', '.').match(/^(link|program)_(.+)_(\w+gress)$/) ?? []
+    if (kind === 'link' && holdsByPin(`${directory}/${entry}`)) held++
+    else if (kind === 'program' && holdsByFilter(namespace, name, hook)) held++
+  }
+  return held
+}
+
+/** Whether a TCX classifier that is not pinned is in place. */
+export function isHeld(hold: Hold): boolean {
+  return hold.link >= 0 && linkInterface(hold.link) !== 0
+}
+
+function holdsByPin(path: string): boolean {
+  const link = getPinned(path)
+  if (link < 0) return false
+  try {
+    return linkInterface(link) !== 0
+  } finally {
+    close(link)
+  }
+}
+
+function holdsByFilter(namespace: string, name: string, hook: string): boolean {
+  try {
+    return tc(['filter', 'show', 'dev', name, hook], namespace).includes(`pref ${FILTER[1]} `)
+  } catch (error) {
+    if (error instanceof DetourError && error.code !== 'unsupported') return false
+    throw error
+  }
 }
 
 function entries(directory: string): string[] {
