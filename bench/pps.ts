@@ -1,0 +1,45 @@
+// How many packets a second reach an endpoint when a pod sends all it can, and what does a small packet cost the machine at a
+// fixed rate? Packets/s flatter userspace, which works on a second processor while the kernel's path runs inside the sender's
+// system calls; the fixed rate is the honest figure. Packets come from prepared frames, which cost next to nothing, and from UDP
+// sockets, one send(2) each, as programs send. Baseline: the kernel's VXLAN device. Needs root, iproute2, ethtool.
+
+import type { Bench } from './harness.ts'
+import { contenders, openWays } from './traffic/contenders.ts'
+import { type BlastOptions, blast } from './traffic/load.ts'
+import type { Path } from './traffic/paths.ts'
+import { onStage, whyNot } from './traffic/scene.ts'
+
+const SIZES = [64, 256, 512, 1024, 1400]
+const RATE = 50_000
+const SOURCES = { frames: 'prepared frames', socket: 'UDP sockets' } as const
+
+export async function run(bench: Bench): Promise<void> {
+  const reason = whyNot()
+  if (reason !== '') return bench.skip(reason)
+  await onStage(async stage => {
+    const paths = await openWays(bench, stage)
+    const seconds = bench.short ? 0.5 : 2
+    for (const by of ['socket', 'frames'] as const) {
+      for (const size of bench.short || by === 'socket' ? [64] : SIZES)
+        await bench.ask({
+          name: `${size}-byte packets delivered, all that go, from ${SOURCES[by]}`,
+          unit: 'packets/s',
+          better: 'more',
+          contenders: contenders(paths, async path => (await blast(path, { by, size, rate: 0, seconds })).delivered),
+        })
+      await bench.ask({
+        name: `machine time a 64-byte packet at ${RATE.toLocaleString('en-US')}/s, from ${SOURCES[by]}`,
+        unit: 'µs',
+        better: 'less',
+        contenders: contenders(paths, path => cost(path, { by, size: 64, rate: RATE, seconds: bench.short ? 0.5 : 3 })),
+      })
+    }
+  })
+}
+
+async function cost(path: Path, options: BlastOptions): Promise<number> {
+  const { delivered, cost } = await blast(path, options)
+  // Somebody else's path may lose some; a processor that is taken away for a moment is no loss of ours.
+  if (delivered < options.rate * 0.9) throw new Error(`${path.name}: only ${Math.round(delivered)} packets/s arrived`)
+  return cost
+}
