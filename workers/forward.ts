@@ -1,46 +1,64 @@
-// A node's forwarding worker: builds its devices and both legs from plain data and runs the loop until told to stop.
+// A node's forwarding worker: serves its queue of the underlay, and of every pod that the main thread attaches, until told to stop.
 
 import { parentPort, workerData } from 'node:worker_threads'
-import { stopRequested } from '../src/control/spawn.ts'
-import type { ForwardInput } from '../src/control/worker-input.ts'
+import { serve } from '../src/control/spawn.ts'
+import type { AttachmentInput, ForwardInput, ForwardRequest } from '../src/control/worker-input.ts'
 import { Devices } from '../src/device/open.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
+import { nameThread } from '../src/os/thread.ts'
 import { Forwarder } from '../src/pipeline/forwarder.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const PUBLISH_MS = 100
 
 const input = workerData as ForwardInput
+nameThread(`forward-${input.worker}`)
 const pool = new Pool(input.pool)
 const counters = new Counters()
 const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const forwarder = new Forwarder(pool, counters, underlay, input.forwarder)
-const status = new Int32Array(input.status)
-const heartbeats: Heartbeat[] = []
+const heartbeats = new Map<number, Heartbeat>()
 let nextPublish = 0
 
 const loop = new Loop(now => {
-  for (let i = 0; i < heartbeats.length; i++) heartbeats[i].beat()
+  for (const heartbeat of heartbeats.values()) heartbeat.beat(input.worker)
   forwarder.tick(now)
-  if (now < nextPublish) return true
-  nextPublish = now + PUBLISH_MS
-  status[0] = forwarder.endpointUp ? 1 : 0
-  status[1] = forwarder.probes.sent
-  status[2] = forwarder.probes.answered
-  counters.publish()
-  return !stopRequested(input.port)
+  if (now >= nextPublish) {
+    nextPublish = now + PUBLISH_MS
+    counters.publish()
+  }
+  return !serve(input.port, answer)
 }, input.tickMs)
-
 loop.add(forwarder.underlayLeg)
-for (const { attachment, device, mac, failMode, heartbeatFd } of input.attachments) {
+
+function answer(request: unknown): unknown {
+  const asked = request as ForwardRequest
+  if ('attach' in asked) attach(asked.attach)
+  else detach(asked.detach)
+  return counters.share()
+}
+
+function attach({ attachment, device, mac, failMode, heartbeatFd }: AttachmentInput): void {
   const opened = devices.open(device)
+  try {
+    heartbeats.set(attachment, new Heartbeat(heartbeatFd, input.workers))
+  } catch (error) {
+    devices.release(opened)
+    throw error
+  }
   loop.add(forwarder.attach(attachment, opened, Uint8Array.from(mac), failMode === 'closed'))
-  const heartbeat = new Heartbeat(heartbeatFd)
-  heartbeat.enable(failMode, input.heartbeatLimitMs)
-  heartbeats.push(heartbeat)
+}
+
+function detach(attachment: number): void {
+  const device = forwarder.detach(attachment)
+  if (device === undefined) return
+  loop.remove(device)
+  devices.release(device)
+  heartbeats.get(attachment)?.close()
+  heartbeats.delete(attachment)
 }
 
 parentPort?.postMessage(counters.share())
@@ -49,5 +67,5 @@ try {
 } finally {
   devices.close()
   counters.publish()
-  for (const heartbeat of heartbeats) heartbeat.close()
+  for (const heartbeat of heartbeats.values()) heartbeat.close()
 }

@@ -6,11 +6,13 @@ import { Devices } from '../src/device/open.ts'
 import { Engine, type GatewayInput, type GatewayResult } from '../src/gateway/engine.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
+import { nameThread } from '../src/os/thread.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const TICK_MS = 20
 
 const input = workerData as GatewayInput
+nameThread(`gateway-${input.engine.share?.worker ?? 0}`)
 const pool = new Pool(input.pool, input.frames?.first, input.frames?.count)
 const counters = new Counters()
 const devices = new Devices(pool, counters)

@@ -3,12 +3,13 @@
 import { closeSync, openSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { ATTACH_RUNGS, type AttachRung, OFFLOAD_RUNGS, type OffloadRung } from '../control/config.ts'
+import { ATTACH_RUNGS, type AttachRung, OFFLOAD_RUNGS, type OffloadRung, type WorkerCount } from '../control/config.ts'
 import { type ControlServer, dropRows, serveControl, stageRows } from '../control/socket.ts'
 import { DetourError } from '../errors.ts'
 import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
 import { PROFILE_NAMES } from '../gateway/profile.ts'
 import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
+import { parseWorkerCount } from './options.ts'
 import { painter } from './table.ts'
 import { VIEWS } from './views.ts'
 
@@ -21,6 +22,7 @@ interface Options {
   interface?: string
   offload: OffloadRung
   attach: AttachRung
+  workers: WorkerCount
   write?: string
   strictReserved?: boolean
   zeroChecksum6?: boolean
@@ -57,6 +59,7 @@ export function gatewayCommand(): Command {
         .choices(ATTACH_RUNGS)
         .default('auto'),
     )
+    .option('--workers <N>', 'threads that share the flows, or auto; more than one need CAP_BPF', parseWorkerCount, 1)
     .option('-w, --write <FILE>', 'capture what comes in and goes out to a pcap file')
     .option('--strict-reserved', 'drop VXLAN packets with reserved bits set, as Linux does')
     .option('--zero-checksum6', 'accept zero UDP checksums over IPv6 (RFC 6935)')
@@ -118,6 +121,7 @@ function startOptions(options: Options): Omit<GatewayOptions, 'rules'> {
     interface: options.interface,
     rung: options.offload,
     attach: options.attach,
+    workers: options.workers,
     capture: write === undefined ? undefined : { path: write },
     tunnel: { strictReserved, zeroChecksum6 },
   }

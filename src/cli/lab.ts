@@ -13,6 +13,7 @@ import {
   type OffloadRung,
   PROFILE_PORT,
   type ProfileName,
+  type WorkerCount,
 } from '../control/config.ts'
 import { packageRoot } from '../control/package.ts'
 import { readRules } from '../gateway/rules.ts'
@@ -21,7 +22,7 @@ import { runReplay } from '../lab/replay.ts'
 import { makeReportFolder } from '../lab/report.ts'
 import { type LabEvents, runLab } from '../lab/run.ts'
 import { cleanUp, isRunName, whyNoLab } from '../lab/topology.ts'
-import { tunnelOf } from './options.ts'
+import { parseWorkerCount, tunnelOf } from './options.ts'
 import { asData, asText } from './replay.ts'
 import { duration, Progress, painter, printable } from './table.ts'
 
@@ -31,6 +32,7 @@ interface Options {
   fail: FailMode
   offload: OffloadRung
   attach: AttachRung
+  workers: WorkerCount
   report: string
   keep?: boolean
   clean?: boolean
@@ -60,6 +62,7 @@ export function labCommand(): Command {
     .addOption(
       new Option('--attach <RUNG>', 'how packets are taken from interfaces').choices(ATTACH_RUNGS).default('auto'),
     )
+    .option('--workers <N>', 'threads of node and gateway each, or auto', parseWorkerCount, 1)
     .option('--report <DIR>', 'where the report goes', 'lab-report')
     .option('--seconds <N>', 'length of each bulk transfer', parseSeconds, 3)
     .option('--keep', 'leave everything running when done')
@@ -89,9 +92,9 @@ async function lab(options: Options, command: Command): Promise<void> {
     console.log(removed.length === 0 ? 'Nothing was left.' : `Removed: ${removed.join(', ')}.`)
     return
   }
-  const { profile, fail, offload, attach, report, run, seconds, keep = false, ipv6 = false } = options
+  const { profile, fail, offload, attach, workers, report, run, seconds, keep = false, ipv6 = false } = options
   const rungs = { offload, attach }
-  const labOptions: LabOptions = { profile, ipv6, failMode: fail, rungs, report, keep, run, seconds }
+  const labOptions: LabOptions = { profile, ipv6, failMode: fail, rungs, workers, report, keep, run, seconds }
   const screen = options.json ? silent : new Screen()
   if (!options.json) {
     console.log(`Detour laboratory: ${profile.toUpperCase()} over ${ipv6 ? 'IPv6' : 'IPv4'}, fail-${fail}\n`)

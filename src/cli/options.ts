@@ -1,11 +1,12 @@
 // Options that several subcommands share: the tunnel's, as people write them.
 
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { type Config, configSchema } from '../control/config.ts'
+import { type Config, configSchema, type WorkerCount } from '../control/config.ts'
 import { tunnelConfig } from '../control/tunnel.ts'
 import { parseFaults } from '../device/faults.ts'
 import { DetourError } from '../errors.ts'
 import type { ReplayOptions } from '../lab/replay.ts'
+import { MAX_WORKERS } from '../os/limits.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 
 /** What `addTunnelOptions` parses; strings as given. */
@@ -61,6 +62,14 @@ function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
   const [issue] = parsed.error.issues
   const key = String(issue.path[1])
   throw new DetourError('usage', `--${key} '${given[key]}': ${issue.message}`)
+}
+
+/** The value of --workers: a number of threads, or `auto`. */
+export function parseWorkerCount(word: string): WorkerCount {
+  if (word === 'auto') return word
+  const workers = Number(word)
+  if (Number.isInteger(workers) && workers >= 1 && workers <= MAX_WORKERS) return workers
+  throw new InvalidArgumentError(`Allowed: auto, or 1 to ${MAX_WORKERS}.`)
 }
 
 /** What `addWrapperOptions` parses. */

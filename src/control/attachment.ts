@@ -13,6 +13,7 @@
 import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
 import { DetourError } from '../errors.ts'
+import type { Steering } from '../flow/steering.ts'
 import {
   BPFFS,
   createArrayMap,
@@ -20,6 +21,7 @@ import {
   deleteFromMap,
   type Hook,
   loadClassifier,
+  loadFilter,
   makePinDirectory,
   pin,
   updateMap,
@@ -27,8 +29,9 @@ import {
 import { type AttachRung, attachClassifier, detachClassifiers, release } from '../os/classifier.ts'
 import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
 import { deleteLink, linkInfo } from '../os/netns.ts'
-import { ALL_OFFLOADS, openTap, quietTap, VNET_HEADER } from '../os/tun.ts'
+import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
 import { back, gate } from './programs.ts'
+import { steerFrames } from './steering.ts'
 
 /** Where the pins of attachments lie, one directory an attachment. */
 export const PIN_DIRECTORY = `${BPFFS}/detour`
@@ -49,6 +52,8 @@ export interface AttachOptions {
   rung?: AttachRung | 'auto'
   /** Upper bound of the TAP's offloads (os/tun OFFLOADS); all by default. */
   offloads?: number
+  /** How packets are shared out among workers, a queue of the TAP each; one worker by default. */
+  steering?: Steering
 }
 
 /** One intercepted pod interface; numbers and strings pass to a worker, `detach` stays here. */
@@ -57,8 +62,8 @@ export interface Attachment {
   readonly namespace: string
   readonly interface: string
   readonly tapName: string
-  /** Belongs to whoever builds the TapDevice, which closes it. */
-  readonly tapFd: number
+  /** One a worker; each belongs to whoever builds the TapDevice, which closes it. */
+  readonly tapFds: readonly number[]
   readonly headerSize: number
   /** CAPABILITY bits of the TAP. */
   readonly capabilities: number
@@ -66,10 +71,10 @@ export interface Attachment {
   /** IPv4 and IPv6 addresses of the interface, link-local ones included. */
   readonly addresses: readonly string[]
   readonly mtu: number
-  /** The heartbeat map: `new Heartbeat(mapFd)` in the worker. Closed by detach. */
+  /** The heartbeat map: `new Heartbeat(mapFd, workers)` in a worker. Closed by detach. */
   readonly mapFd: number
   readonly rung: AttachRung
-  /** How long ago the worker last said that it is alive, ms. */
+  /** How long ago the worker that is silent for longest said that it is alive, ms. */
   heartbeatAgeMs(): number
   /** What the gates counted. */
   failCounters(): FailCounters
@@ -93,12 +98,12 @@ export function attach(options: AttachOptions): Attachment {
   const directory = pinDirectoryOf(options)
   const tapName = tapNameOf(name)
   const keys = link.addresses.map(protectedKey)
+  const workers = options.steering?.workers ?? 1
   const opened: number[] = []
   try {
     makePinDirectory(directory)
-    const { offloads = ALL_OFFLOADS } = options
-    const tap = openTap({ name: tapName, namespace, persist: true, headerSize: VNET_HEADER.TUNNEL, offloads })
-    opened.push(tap.fd)
+    const tap = openPodTap(tapName, options)
+    opened.push(...tap.fds)
     quietTap(tapName, namespace)
     const tapIndex = linkInfo(tapName, namespace).index
 
@@ -117,11 +122,11 @@ export function attach(options: AttachOptions): Attachment {
       }
     }
     put(tapName, 'ingress', back(link.index, macBytes(link.mac)), 'dt_back')
-    const gateOf = (hook: Hook) => gate({ hook, tapIndex, heartbeatMap: mapFd, protectedMap })
+    const gateOf = (hook: Hook) => gate({ hook, tapIndex, heartbeatMap: mapFd, workers, protectedMap })
     put(name, 'egress', gateOf('egress'), 'dt_gate_out')
     const taken = put(name, 'ingress', gateOf('ingress'), 'dt_gate_in')
 
-    const heartbeat = new Heartbeat(mapFd)
+    const heartbeat = new Heartbeat(mapFd, workers)
     for (const key of keys) updateMap(protectedMap, key, Uint8Array.of(1))
     heartbeat.enable(failMode, heartbeatLimitMs)
     let attached = true
@@ -130,7 +135,7 @@ export function attach(options: AttachOptions): Attachment {
       namespace,
       interface: name,
       tapName,
-      tapFd: tap.fd,
+      tapFds: tap.fds,
       headerSize: tap.headerSize,
       capabilities: tap.offloads,
       mac: link.mac,
@@ -154,6 +159,17 @@ export function attach(options: AttachOptions): Attachment {
     cleanup(options)
     for (const fd of opened) closeSync(fd)
     throw error
+  }
+}
+
+function openPodTap(name: string, { namespace, offloads = ALL_OFFLOADS, steering }: AttachOptions): Tap {
+  const options = { name, namespace, persist: true, headerSize: VNET_HEADER.TUNNEL, offloads }
+  if (steering === undefined || steering.workers === 1) return openTap(options)
+  const program = loadFilter('dt_steer_pod', steerFrames(steering))
+  try {
+    return openTap({ ...options, queues: steering.workers, steering: program })
+  } finally {
+    closeSync(program)
   }
 }
 

@@ -1,7 +1,9 @@
 // The configuration of a tunnel and its pipeline, shared by every face.
 
 import { isIP } from 'node:net'
+import { availableParallelism } from 'node:os'
 import { z } from 'zod'
+import { MAX_WORKERS } from '../os/limits.ts'
 import { integer, oneOf, section, such, text, yesNo } from './yaml.ts'
 
 /** Tunnel profiles and their standard UDP ports (RFC 8926 section 3.3, RFC 7348 section 5). */
@@ -20,6 +22,16 @@ export type OffloadRung = (typeof OFFLOAD_RUNGS)[number]
 /** What the kernel does with a pod's packets when the daemon is dead or hung. */
 export const FAIL_MODES = ['open', 'closed'] as const
 export type FailMode = (typeof FAIL_MODES)[number]
+
+/** How many workers a face has. */
+export type WorkerCount = 'auto' | number
+
+const AUTO_LIMIT = 4
+
+/** The number behind `auto`: a worker a processor, but no more than 4, which a node's other work must share with them. */
+export function workerCount(workers: WorkerCount): number {
+  return workers === 'auto' ? Math.min(AUTO_LIMIT, availableParallelism()) : workers
+}
 
 const isAddress = (value: string) => isIP(value) !== 0 && !value.includes('%')
 const address = () => text('an IPv4 or IPv6 address', isAddress)
@@ -95,7 +107,11 @@ export const configSchema = section({
     attach: oneOf(ATTACH_RUNGS).default('auto'),
     offload: oneOf(OFFLOAD_RUNGS).default('auto'),
   }).prefault({}),
-  workers: integer(1, 256).default(1),
+  /** Threads that share the flows, each with a queue of every device; `auto` goes by the processors there are. */
+  workers: such<WorkerCount>(
+    `auto, or an integer from 1 to ${MAX_WORKERS}`,
+    value => value === 'auto' || (isWithin(value, MAX_WORKERS) && value !== 0),
+  ).default(1),
   /** Packets that match any of these are never steered; the cloud's metadata service by default. */
   bypass: z.array(bypassRule, { error: 'allowed: a list of rules' }).default([{ cidr: '169.254.169.254/32' }]),
 })

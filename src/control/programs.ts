@@ -1,6 +1,6 @@
 // The BPF programs of interception and underlay: a few dozen instructions each, verified by the kernel at load.
 
-import { Assembler, HELPER, R0, R1, R2, R3, R4, R6, R7, R10, SKB, VERDICT } from '../os/assembler.ts'
+import { Assembler, HELPER, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, SKB, VERDICT } from '../os/assembler.ts'
 import { HEARTBEAT_SHIFT } from '../os/clock.ts'
 import { HEARTBEAT } from '../os/heartbeat.ts'
 
@@ -25,15 +25,17 @@ export interface Gate {
   hook: 'egress' | 'ingress'
   tapIndex: number
   heartbeatMap: number
+  /** How many workers beat. */
+  workers: number
   /** Hash map of addresses that belong to protected pods: what they send was inspected where it left. */
   protectedMap: number
 }
 
 /**
  * Decides on the pod's interface which packets go to the TAP: IPv4 and IPv6, unless they come from there, are neighbour discovery, come from a
- * protected pod, or the worker is dead.
+ * protected pod, or a worker is dead.
  */
-export function gate({ hook, tapIndex, heartbeatMap, protectedMap }: Gate): Uint8Array {
+export function gate({ hook, tapIndex, heartbeatMap, workers, protectedMap }: Gate): Uint8Array {
   const a = new Assembler().move(R6, R1)
 
   // What the worker sent is not steered again. Leaving, the TAP is the interface it came in by, which no process in the
@@ -70,9 +72,13 @@ export function gate({ hook, tapIndex, heartbeatMap, protectedMap }: Gate): Uint
   a.label('live?').storeImmediate(4, R10, -20, 0)
   a.map(R1, heartbeatMap).move(R2, R10).add(R2, -20).call(HELPER.MAP_LOOKUP).when(R0, '==', 0, 'next').move(R7, R0)
   a.load(4, R1, R7, HEARTBEAT.ENABLED).when(R1, '==', 0, 'next')
-  a.call(HELPER.KTIME_GET_NS).shiftRight(R0, HEARTBEAT_SHIFT)
-  a.load(4, R1, R7, HEARTBEAT.BEAT).subtract32(R0, R1).add32(R0, SLACK)
-  a.load(4, R1, R7, HEARTBEAT.LIMIT).add32(R1, SLACK).whenRegister(R0, '<=', R1, 'live')
+  a.call(HELPER.KTIME_GET_NS).shiftRight(R0, HEARTBEAT_SHIFT).move(R8, R0)
+  a.load(4, R9, R7, HEARTBEAT.LIMIT).add32(R9, SLACK)
+  for (let i = 0; i < workers; i++) {
+    a.load(4, R1, R7, HEARTBEAT.BEATS + 4 * i).move(R0, R8)
+    a.subtract32(R0, R1).add32(R0, SLACK).whenRegister(R0, '>', R9, 'dead')
+  }
+  a.jump('live').label('dead')
 
   a.set(R1, 1).load(4, R2, R7, HEARTBEAT.FAIL).when(R2, '!=', 0, 'closed')
   a.atomicAdd(R7, HEARTBEAT.PASSED, R1)

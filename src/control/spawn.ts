@@ -30,6 +30,8 @@ export interface RunningWorker {
   readonly done: Promise<void>
   /** Resolves with the first message the worker posts to its parent; rejects like `done`. */
   readonly ready: Promise<unknown>
+  /** Sends a request, which the worker takes from `serve`, and resolves with its answer; rejects with the error it threw, or when it ends first. */
+  ask(request: unknown): Promise<unknown>
   /** Asks the worker to end, wakes it, and after `timeoutMs` (default 2000) terminates it; then settles like `done`. */
   stop(timeoutMs?: number): Promise<void>
 }
@@ -51,6 +53,28 @@ export function stopRequested(port: MessagePort): boolean {
   return receiveMessageOnPort(port)?.message?.stop === true
 }
 
+/** Answers what the main thread has asked since the last call, and returns true once it has asked this worker to end; as `stopRequested`, for the tick. */
+export function serve(port: MessagePort, answer: (request: unknown) => unknown): boolean {
+  for (;;) {
+    const message = receiveMessageOnPort(port)?.message as { stop?: true; id: number; request: unknown } | undefined
+    if (message === undefined || message.stop) return message !== undefined
+    const { id, request } = message
+    try {
+      port.postMessage({ id, answer: answer(request) } satisfies Answer)
+    } catch (error) {
+      const { code = 'system', message: failure } = error as DetourError
+      port.postMessage({ id, failure: { code, message: failure } } satisfies Answer)
+    }
+  }
+}
+
+/** What `serve` sends back. */
+interface Answer {
+  id: number
+  answer?: unknown
+  failure?: { code: ErrorCode; message: string }
+}
+
 /** The file of a worker: compiled in dist/, or the source itself where Node runs TypeScript (22.18 and later). */
 export function workerFile(name: string): URL {
   const stripsTypes = (process.features as { typescript?: unknown }).typescript
@@ -64,6 +88,14 @@ export function workerFile(name: string): URL {
 function track(worker: Worker, name: string, port: MessagePort, wake?: () => void): RunningWorker {
   let asked = false
   let failure: unknown
+  const asking = new Map<number, { resolve(answer: unknown): void; reject(error: unknown): void }>()
+  let asks = 0
+  port.on('message', ({ id, answer, failure }: Answer) => {
+    const { resolve, reject } = asking.get(id)!
+    asking.delete(id)
+    if (failure === undefined) resolve(answer)
+    else reject(new DetourError(failure.code, failure.message))
+  })
   // The port must not keep the process alive; the worker itself does.
   port.unref()
   const done = new Promise<void>((resolve, reject) => {
@@ -86,6 +118,20 @@ function track(worker: Worker, name: string, port: MessagePort, wake?: () => voi
   done.catch(() => {})
   ready.catch(() => {})
 
+  function ask(request: unknown): Promise<unknown> {
+    return new Promise((resolve, reject) => {
+      const id = asks++
+      asking.set(id, { resolve, reject })
+      port.postMessage({ id, request })
+      wake?.()
+      // Of a worker that has ended nothing comes back.
+      done.then(
+        () => reject(new DetourError('system', `worker ${name} has ended`)),
+        () => reject(failure),
+      )
+    })
+  }
+
   async function stop(timeoutMs = 2000): Promise<void> {
     if (!asked) {
       asked = true
@@ -99,7 +145,7 @@ function track(worker: Worker, name: string, port: MessagePort, wake?: () => voi
       clearTimeout(timer)
     }
   }
-  return { name, worker, done, ready, stop }
+  return { name, worker, done, ready, ask, stop }
 }
 
 /** An error that crossed threads keeps its properties but not its class. */

@@ -13,13 +13,15 @@
 import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
 import { DetourError } from '../errors.ts'
-import { BPFFS, type Hook, loadClassifier, makePinDirectory } from '../os/bpf.ts'
+import type { Steering } from '../flow/steering.ts'
+import { BPFFS, type Hook, loadClassifier, loadFilter, makePinDirectory } from '../os/bpf.ts'
 import { type AttachRung, attachClassifier, detachClassifiers, type Hold, release } from '../os/classifier.ts'
 import { checksumsAnywhere } from '../os/ethtool.ts'
 import { AF, bind, close, must, SOCK, setsockopt, socket } from '../os/libc.ts'
 import { deleteLink, inNamespace, type LinkInfo, linkInfo, namespaceId } from '../os/netns.ts'
-import { OFFLOADS, openTap, quietTap, type Tap } from '../os/tun.ts'
+import { OFFLOADS, openTap, quietTap, type Tap, type TapOptions } from '../os/tun.ts'
 import { fromUplink, toUplink } from './programs.ts'
+import { steerTunnels } from './steering.ts'
 
 /** How super-packets cross the underlay, best first. */
 export const OFFLOAD_RUNGS = ['tunnel-gso', 'uso', 'plain', 'udp-socket'] as const
@@ -31,6 +33,11 @@ const WANTED = {
   uso: OFFLOADS.CHECKSUM | OFFLOADS.USO,
   plain: OFFLOADS.CHECKSUM,
 } as const
+
+const ETHERNET = 14
+const IPV4 = 20
+const IPV6 = 40
+const UDP = 8
 
 const SOL_SOCKET = 1
 const SO_RCVBUF = 8
@@ -50,6 +57,8 @@ export interface UnderlayOptions {
   port: number
   rung?: OffloadRung | 'auto'
   attach?: AttachRung | 'auto'
+  /** What the tunnel is, and how its packets are shared out among workers, a queue of the TAP each; one worker by default. */
+  steering?: Steering & { kind: 'geneve' | 'vxlan' }
 }
 
 /** An open underlay; numbers and strings pass to a worker, `close` stays here. */
@@ -60,8 +69,8 @@ export interface Underlay {
   readonly attachRung: AttachRung | undefined
   /** Empty on 'udp-socket'. */
   readonly tapName: string
-  /** Belongs to whoever builds the TapDevice, which closes it; -1 on 'udp-socket'. */
-  readonly fd: number
+  /** One a worker; each belongs to whoever builds the TapDevice, which closes it. None on 'udp-socket'. */
+  readonly fds: readonly number[]
   readonly headerSize: number
   /** CAPABILITY bits of TAP and uplink together. */
   readonly capabilities: number
@@ -104,7 +113,8 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
   try {
     guard = inNamespace(namespace, () => guardPort(address, port, options.localAddress))
     deleteLink(tapName, namespace)
-    tap = openTap({ name: tapName, namespace, offloads: WANTED[rung === 'auto' ? 'tunnel-gso' : rung] })
+    const wanted = { name: tapName, namespace, offloads: WANTED[rung === 'auto' ? 'tunnel-gso' : rung] }
+    tap = openUnderlayTap(wanted, ETHERNET + (address.length === 4 ? IPV4 : IPV6) + UDP, options.steering)
     const offloadRung = rungOf(tap.offloads)
     if (rung !== 'auto' && offloadRung !== rung)
       throw new DetourError(
@@ -139,7 +149,7 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
       offloadRung,
       attachRung,
       tapName,
-      fd: tap.fd,
+      fds: tap.fds,
       headerSize: tap.headerSize,
       capabilities: (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums,
       uplinkMtu: link.mtu,
@@ -148,9 +158,20 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
     }
   } catch (error) {
     undo()
-    if (tap !== undefined) closeSync(tap.fd)
+    for (const fd of tap?.fds ?? []) closeSync(fd)
     if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported') return withoutTap(link)
     throw error
+  }
+}
+
+// `tunnel` is where the tunnel's header begins in a frame.
+function openUnderlayTap(options: TapOptions, tunnel: number, steering: UnderlayOptions['steering']): Tap {
+  if (steering === undefined || steering.workers === 1) return openTap(options)
+  const program = loadFilter('dt_steer_tunnel', steerTunnels(steering.kind, tunnel, steering))
+  try {
+    return openTap({ ...options, queues: steering.workers, steering: program })
+  } finally {
+    closeSync(program)
   }
 }
 
@@ -159,7 +180,7 @@ function withoutTap(link: LinkInfo): Underlay {
     offloadRung: 'udp-socket',
     attachRung: undefined,
     tapName: '',
-    fd: -1,
+    fds: [],
     headerSize: 0,
     capabilities: 0,
     uplinkMtu: link.mtu,

@@ -10,7 +10,7 @@ import type { ReplayerOptions } from '../pipeline/replayer.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { WorkerInput } from './spawn.ts'
 
-/** One pod interface as the worker serves it. */
+/** One pod interface as a worker serves it. */
 export interface AttachmentInput {
   attachment: number
   device: DeviceSpec
@@ -21,16 +21,18 @@ export interface AttachmentInput {
 
 /** Input of workers/forward. */
 export interface ForwardInput extends WorkerInput {
+  /** This worker's number, and how many there are. */
+  worker: number
+  workers: number
   pool: PoolHandle
   underlay: DeviceSpec
-  attachments: AttachmentInput[]
   forwarder: ForwarderOptions
-  heartbeatLimitMs: number
   /** The longest time between two ticks, and so between two heartbeats. */
   tickMs: number
-  /** Words: endpoint up (0 or 1), probes sent, probes answered. */
-  status: SharedArrayBuffer
 }
+
+/** What the main thread asks of workers/forward; each is answered by the worker's counters as they are then. */
+export type ForwardRequest = { attach: AttachmentInput } | { detach: number }
 
 /** Words of `ReplayInput.status`, doubles. */
 export const REPLAY_STATUS = {

@@ -16,9 +16,6 @@ import { PROTOCOL } from '../wire/ipv4.ts'
 import type { Seed } from './hash.ts'
 import { hasPorts } from './key.ts'
 
-/** The most workers that share a node's flows. */
-export const MAX_WORKERS = 16
-
 /** How packets are shared out; plain data, passes through workerData. */
 export interface Steering {
   workers: number

@@ -1,4 +1,4 @@
-// The gateway's one leg, as its worker runs it: from the underlay and back to it.
+// The gateway's one leg, as each of its workers runs it: from the underlay and back to it.
 //
 //   underlay ─► split ─► decap (checks, outer headers stay) ─► inspect ─► turn ─► complete ─► underlay
 
@@ -19,7 +19,7 @@ import type { Leg } from '../pipeline/loop.ts'
 import { Split } from '../pipeline/split.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import { Inspect } from './inspect.ts'
-import { fileSink, VerdictLog } from './log.ts'
+import { fileSink, sharedSink, VerdictLog } from './log.ts'
 import { profileNamed } from './profile.ts'
 import type { Rules } from './rules.ts'
 import { Turn } from './turn.ts'
@@ -36,6 +36,8 @@ export interface EngineOptions {
   logFd: number
   /** True where packets are stamped by CLOCK_MONOTONIC; false where they bring their time, which then is the only clock there is. */
   live: boolean
+  /** Where it is one of several workers: `log` is a word that those of one log share. */
+  share?: { worker: number; workers: number; log: SharedArrayBuffer }
 }
 
 /** Input of workers/gateway. */
@@ -66,10 +68,11 @@ export class Engine {
   private readonly log: VerdictLog
 
   constructor(pool: Pool, counters: Counters, underlay: Device, options: EngineOptions) {
-    const { tunnel, own, rules, flows, seed, logFd, live } = options
+    const { tunnel, own, rules, flows, seed, logFd, live, share } = options
     const profile = profileNamed(tunnel.profile)
     this.live = live
-    this.log = new VerdictLog(logFd < 0 ? block => block.length : fileSink(logFd))
+    const sink = logFd < 0 ? (block: Uint8Array) => block.length : fileSink(logFd)
+    this.log = new VerdictLog(share === undefined ? sink : sharedSink(sink, share.log, share.worker))
     const timeOriginMs = live ? Date.now() - monotonicMs() : 0
     const splitCounters = counters.stage('split')
     const decap = new Decap(pool, counters.stage('decap'), tunnel, { anyPeer: true, keep: true, anyInner: false })
@@ -81,6 +84,7 @@ export class Engine {
       seed,
       log: this.log,
       timeOriginMs,
+      flowIds: share && { first: share.worker + 1, step: share.workers },
     })
     const turn = new Turn(pool, counters.stage('turn'), profile, tunnel.ttl, own)
     const complete = new Complete(pool, counters.stage('complete'), underlay)

@@ -1,16 +1,18 @@
-// A running gateway: opens the underlay, starts the worker and answers for it. The main thread never sees a packet.
+// A running gateway: opens the underlay, starts the workers and answers for them. The main thread never sees a packet.
 
 import { networkInterfaces } from 'node:os'
+import { createCaptures } from '../control/captures.ts'
+import { type WorkerCount, workerCount } from '../control/config.ts'
 import { flowRows } from '../control/flows.ts'
-import { type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
+import { openTunnelSockets } from '../control/sockets.ts'
+import { type FlowRow, type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
 import { spawnWorker } from '../control/spawn.ts'
 import { addressBytes } from '../control/tunnel.ts'
 import { type OffloadRung, openUnderlay } from '../control/underlay.ts'
 import { capabilityNames } from '../device/device.ts'
 import type { DeviceSpec } from '../device/open.ts'
-import { createCapture } from '../device/pcap.ts'
-import { openUdp } from '../device/udp.ts'
 import { randomSeed } from '../flow/hash.ts'
+import type { Steering } from '../flow/steering.ts'
 import { createFlowTable } from '../flow/table.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
@@ -45,7 +47,9 @@ export interface GatewayOptions {
   rung?: OffloadRung | 'auto'
   /** How its BPF is held there. */
   attach?: AttachRung | 'auto'
-  /** A capture file of everything the gateway receives and sends. */
+  /** Threads that share the flows; one when not given. */
+  workers?: WorkerCount
+  /** A capture file of everything the gateway receives and sends; one a worker. */
   capture?: { path: string; limitBytes?: number }
   tunnel?: Partial<Pick<TunnelConfig, 'strictReserved' | 'zeroChecksum6' | 'innerVlan' | 'ttl'>>
 }
@@ -54,9 +58,9 @@ export interface RunningGateway {
   /** What it listens on: `127.0.0.1:6081`. */
   readonly where: string
   readonly source: Source
-  /** Settles when the worker has ended; rejects when it failed. */
+  /** Settles when the workers have ended; rejects when one failed. */
   readonly done: Promise<void>
-  /** Serves what has arrived, ends the worker and leaves the interface as it was found; resolves with what could not be written. */
+  /** Serves what has arrived, ends the workers and leaves the interface as it was found; resolves with what could not be written. */
   stop(): Promise<string[]>
 }
 
@@ -82,33 +86,45 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
     metadata: true,
     ...options.tunnel,
   }
-  const capture = options.capture && {
-    ...createCapture(options.capture.path),
-    limitBytes: options.capture.limitBytes,
+  const workers = workerCount(options.workers ?? 1)
+  const captures = createCaptures(options.capture?.path, workers, options.capture?.limitBytes)
+  const seed = randomSeed()
+  const opened = openDevices(options, port, profile.kind, { workers, seed })
+  const log = new SharedArrayBuffer(4)
+  const own = ownAddresses(local, options.namespace ?? '')
+  const running = opened.devices.map((device, worker) => {
+    const flows = createFlowTable({ capacity: FLOWS })
+    const input: Omit<GatewayInput, 'port'> = {
+      pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
+      underlay: { device, capture: captures[worker] },
+      engine: {
+        tunnel,
+        own,
+        rules: options.rules,
+        flows,
+        seed,
+        logFd: options.logFd ?? -1,
+        live: true,
+        ...(workers > 1 && { share: { worker, workers, log } }),
+      },
+    }
+    const name = workers === 1 ? WORKER : `${WORKER}-${worker}`
+    return { name, view: new FlowView(flows), worker: spawnWorker('gateway', input, { name }) }
+  })
+  const end = async () => {
+    const ended = await Promise.allSettled(running.map(({ worker }) => worker.stop()))
+    opened.close()
+    for (const one of ended) if (one.status === 'rejected') throw one.reason
   }
-  const flows = createFlowTable({ capacity: FLOWS })
-  const input = {
-    pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
-    engine: {
-      tunnel,
-      own: ownAddresses(local, options.namespace ?? ''),
-      rules: options.rules,
-      flows,
-      seed: randomSeed(),
-      logFd: options.logFd ?? -1,
-      live: true,
-    },
-  }
-  const opened = openDevice(options, port)
   try {
-    const underlay: DeviceSpec = { device: opened.device, capture }
-    const worker = spawnWorker(WORKER, { ...input, underlay } satisfies Omit<GatewayInput, 'port'>)
-    let faults: string[] = []
-    const stages = readCounters((await worker.ready) as CountersHandle)
-    worker.worker.on('message', (result: GatewayResult) => {
-      faults = result.faults
-    })
-    const view = new FlowView(flows)
+    const faults: string[] = []
+    const counters = await Promise.all(
+      running.map(async ({ name, worker }) => {
+        const stages = readCounters((await worker.ready) as CountersHandle)
+        worker.worker.on('message', (result: GatewayResult) => faults.push(...result.faults))
+        return { worker: name, stages }
+      }),
+    )
     const row: UnderlayRow = {
       device: opened.name,
       profile: profile.name,
@@ -120,34 +136,33 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
       rung: opened.rung,
       capabilities: capabilityNames(opened.capabilities),
     }
+    function* flows(): Generator<FlowRow> {
+      for (const { name, view } of running) yield* flowRows(view, name, () => '')
+    }
     return {
       where: options.address.includes(':') ? `[${options.address}]:${port}` : `${options.address}:${port}`,
       source: {
         info: () => ({ face: 'gateway', profile: profile.name }),
-        counters: () => [{ worker: WORKER, stages }],
-        flows: query =>
-          selectFlows(
-            flowRows(view, WORKER, () => ''),
-            query,
-            view.capacity,
-          ),
+        counters: () => counters,
+        flows: query => selectFlows(flows(), query, workers * FLOWS),
         attachments: () => [],
         underlay: () => [{ ...row, missed: opened.missed() }],
       },
-      done: worker.done,
+      done: Promise.all(running.map(({ worker }) => worker.done)).then(() => {}),
       async stop() {
-        await worker.stop().finally(() => opened.close())
+        await end()
         return faults
       },
     }
   } catch (error) {
-    opened.close()
+    await end().catch(() => {})
     throw error
   }
 }
 
 interface Opened {
-  device: DeviceSpec['device']
+  /** One a worker. */
+  devices: DeviceSpec['device'][]
   name: string
   mtu: number
   rung: OffloadRung
@@ -157,27 +172,29 @@ interface Opened {
   close(): void
 }
 
-function openDevice(options: GatewayOptions, port: number): Opened {
+function openDevices(options: GatewayOptions, port: number, kind: TunnelConfig['kind'], steering: Steering): Opened {
   const { address, namespace = '', interface: uplink, rung, attach } = options
   if (uplink !== undefined) {
-    const underlay = openUnderlay({ namespace, interface: uplink, localAddress: address, port, rung, attach })
-    const { tapName: name, fd, headerSize, capabilities, offloadRung, uplinkMtu: mtu } = underlay
-    const close = () => underlay.close()
+    const where = { namespace, interface: uplink, localAddress: address, port }
+    const underlay = openUnderlay({ ...where, rung, attach, steering: { ...steering, kind } })
+    const { tapName: name, fds, headerSize, capabilities, offloadRung, uplinkMtu: mtu } = underlay
     if (offloadRung !== 'udp-socket') {
       return {
-        device: { kind: 'tap', name, fd, headerSize, capabilities },
+        devices: fds.map(fd => ({ kind: 'tap', name, fd, headerSize, capabilities })),
         name: `tap:${name}`,
         mtu,
         rung: offloadRung,
         capabilities,
         missed: () => queueDrops(name, namespace),
-        close,
+        close: () => underlay.close(),
       }
     }
   }
-  const handle = inNamespace(namespace, () => openUdp({ address, port }))
   return {
-    device: { kind: 'udp', ...handle },
+    devices: openTunnelSockets({ namespace, address, port, kind, steering }).map(handle => ({
+      kind: 'udp',
+      ...handle,
+    })),
     name: `udp:${port}`,
     mtu: 0,
     rung: 'udp-socket',

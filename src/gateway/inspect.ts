@@ -30,6 +30,8 @@ export interface InspectOptions {
   log: VerdictLog
   /** What is added to packet times to make them ms since the epoch; 0 where they are that already. */
   timeOriginMs: number
+  /** The first flow's id and what is added for each further one; 1 and 1 when not given. */
+  flowIds?: { first: number; step: number }
 }
 
 const ACTION = { allow: VERDICT.ALLOW, drop: VERDICT.DROP, reset: VERDICT.RESET } as const
@@ -56,7 +58,7 @@ export class Inspect {
   /** 1 where end B opened the flow; by row. */
   private readonly opener: Uint8Array
   private packets = 0
-  private flowCount = 0
+  private nextFlow: number
 
   constructor(pool: Pool, counters: StageCounters, options: InspectOptions) {
     const { rules } = options.rules
@@ -64,6 +66,7 @@ export class Inspect {
     this.pool = pool
     this.counters = counters
     this.options = options
+    this.nextFlow = options.flowIds?.first ?? 1
     this.flows = new FlowTable(options.flows)
     this.answers = new Answers(pool, counters, options.profile)
     this.plainAt = indexes.filter(i => rules[i].signature === undefined)
@@ -159,7 +162,8 @@ export class Inspect {
     }
     this.search.begin(row, candidates)
     this.opener[row] = opener
-    this.flows.setState(row, ++this.flowCount)
+    this.flows.setState(row, this.nextFlow)
+    this.nextFlow += this.options.flowIds?.step ?? 1
   }
 
   /** Decides a flow for good. */

@@ -1,6 +1,6 @@
 // The verdict log: one JSON line when a flow is decided, and one each time its verdict changes.
 //
-// Written by the worker itself, in blocks. Times are packet times and flow ids count up, so a replay logs the same bytes.
+// Written by the workers themselves, in blocks. Times are packet times and flow ids count up, so a replay logs the same bytes.
 
 import { writeSync } from 'node:fs'
 
@@ -8,7 +8,7 @@ import { writeSync } from 'node:fs'
 export interface Verdict {
   /** Of the packet, ms since the epoch. */
   timeMs: number
-  /** Counts up from 1. */
+  /** Counts up from 1; with several workers each has every so many-th number. */
   flow: number
   protocol: number
   source: string
@@ -20,7 +20,7 @@ export interface Verdict {
   /** The rule's name, or `default`. */
   rule: string
   action: string
-  /** Of the packet that decided, counted by the gateway from 1. */
+  /** Of the packet that decided, counted by its worker from 1. */
   packet: number
   /** Of that packet's inner IP datagram. */
   bytes: number
@@ -39,6 +39,32 @@ export function fileSink(fd: number): LogSink {
     } catch {
       return 0
     }
+  }
+}
+
+/** Longest wait for another worker's line to end. */
+const PATIENCE_MS = 20
+
+/** Lets workers share a sink, so that no line stands in the middle of another's; `memory` is one word, theirs together. */
+export function sharedSink(sink: LogSink, memory: SharedArrayBuffer, worker: number): LogSink {
+  const lock = new Int32Array(memory)
+  const own = worker + 1
+  const take = () => Atomics.compareExchange(lock, 0, 0, own)
+  return block => {
+    let holder = take()
+    if (holder !== 0 && holder !== own) {
+      Atomics.wait(lock, 0, holder, PATIENCE_MS)
+      holder = take()
+      if (holder !== 0 && holder !== own) return 0
+    }
+    const taken = sink(block)
+    // A line begun is finished before anyone else writes.
+    const inside = taken === 0 ? holder === own : block[taken - 1] !== NEWLINE
+    if (!inside) {
+      Atomics.store(lock, 0, 0)
+      Atomics.notify(lock, 0)
+    }
+    return taken
   }
 }
 

@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { connectControl } from '../control/client.ts'
-import type { Config, FailMode, ProfileName } from '../control/config.ts'
+import type { Config, FailMode, ProfileName, WorkerCount } from '../control/config.ts'
 import { PROFILE_PORT } from '../control/config.ts'
 import type { PodOptions } from '../control/node.ts'
 import { detour, program, type Running, start } from './process.ts'
@@ -17,6 +17,7 @@ export interface FaceOptions {
   family: 'ipv4' | 'ipv6'
   failMode: FailMode
   rungs: Config['rungs']
+  workers: WorkerCount
   /** Where rule file, verdict log and captures go. */
   folder: string
 }
@@ -71,26 +72,26 @@ export const RULE = 'no-secrets'
 
 /** Starts the gateway in its namespace and waits until it answers on its control socket. */
 export async function startGateway(options: FaceOptions): Promise<Running> {
-  const { topology, profile, family, rungs, folder } = options
+  const { topology, profile, family, rungs, workers, folder } = options
   const policy = join(folder, FILES.policy)
   writeFileSync(policy, POLICY)
   const { [family]: address, interface: name } = topology.places.gateway
   const listen = `${address.includes(':') ? `[${address}]` : address}:${PROFILE_PORT[profile]}`
   const control = controlSocket(topology.run, 'gateway')
   const files = ['--policy', policy, '--log', verdictLog(folder), '--control', control]
-  const device = ['--interface', name, '--offload', rungs.offload, '--attach', rungs.attach]
+  const device = ['--interface', name, '--offload', rungs.offload, '--attach', rungs.attach, '--workers', `${workers}`]
   const command = detour('gateway', '--listen', listen, '--profile', profile, ...device, ...files)
   return answering(start(topology.places.gateway, 'gateway', command, { log: join(folder, FILES.gatewayLog) }), control)
 }
 
 /** Starts the node in its namespace, with both pods attached, and waits until it answers on its control socket. */
 export async function startNode(options: FaceOptions): Promise<Running> {
-  const { topology, profile, family, failMode, rungs, folder } = options
+  const { topology, profile, family, failMode, rungs, workers, folder } = options
   const { node, gateway, client, server } = topology.places
   const control = controlSocket(topology.run, 'node')
   const input: NodeProgramInput = {
     control,
-    config: { tunnel: { profile, local: node[family], remote: gateway[family], vni: VNI }, failMode, rungs },
+    config: { tunnel: { profile, local: node[family], remote: gateway[family], vni: VNI }, failMode, rungs, workers },
     uplink: node.interface,
     pods: [client, server].map(pod => ({
       id: attachmentId(topology.run, pod.role),

@@ -1,6 +1,6 @@
 // What a run of the laboratory is asked for, and what its steps share.
 
-import type { Config, FailMode, ProfileName } from '../control/config.ts'
+import type { Config, FailMode, ProfileName, WorkerCount } from '../control/config.ts'
 import type { Running } from './process.ts'
 import type { LabReport } from './report.ts'
 import type { Topology } from './topology.ts'
@@ -13,6 +13,7 @@ export interface LabOptions {
   failMode: FailMode
   /** Of node and gateway. */
   rungs: Config['rungs']
+  workers: WorkerCount
   /** Folder of the report. */
   report: string
   /** Leaves namespaces, gateway and node running. */

@@ -182,8 +182,8 @@ function topology(lab: Lab): Topology {
 }
 
 function faceOptions(lab: Lab): FaceOptions {
-  const { profile, failMode, rungs, report } = lab.options
-  return { topology: topology(lab), profile, family: lab.family, failMode, rungs, folder: report }
+  const { profile, failMode, rungs, workers, report } = lab.options
+  return { topology: topology(lab), profile, family: lab.family, failMode, rungs, workers, folder: report }
 }
 
 function get(lab: Lab, path: string): Promise<Exchange> {

@@ -92,6 +92,13 @@ export class Counters {
     return stage
   }
 
+  /** Forgets a stage, whose device is gone. */
+  remove(stage: StageCounters): void {
+    const at = this.stages.indexOf(stage)
+    if (at >= 0) this.stages.splice(at, 1)
+    this.shared = undefined
+  }
+
   /** Shared memory for the stages so far; `publish` writes there. */
   share(): CountersHandle {
     const memory = new SharedArrayBuffer(Math.max(1, this.stages.length) * WIDTH * 8)

@@ -1,25 +1,27 @@
-// The heartbeat of one attachment: a BPF map entry that the worker maps into memory and the interception program reads.
+// The heartbeat of one attachment: a BPF map entry that the workers map into memory and the interception program reads.
 //
-//   0  u32 heartbeat   when the worker last ran, in units of 2^20 ns of CLOCK_MONOTONIC, modulo 2^32
-//   4  u32 limit       units after which the worker counts as dead
-//   8  u32 enabled     0: every packet passes as if nothing were attached
-//  12  u32 fail mode   what happens to packets while the worker is dead: 0 they pass (open), 1 they are dropped (closed)
-//  16  u64 redirected  packets given to the worker
-//  24  u64 passed      packets that passed because the worker was dead
-//  32  u64 dropped     packets dropped because the worker was dead
+//   0  u32 limit       units after which a worker counts as dead
+//   4  u32 enabled     0: every packet passes as if nothing were attached
+//   8  u32 fail mode   what happens to packets while a worker is dead: 0 they pass (open), 1 they are dropped (closed)
+//  16  u64 redirected  packets given to the workers
+//  24  u64 passed      packets that passed because a worker was dead
+//  32  u64 dropped     packets dropped because a worker was dead
+//  40  u32 beats       one word a worker: when it last ran, in units of 2^20 ns of CLOCK_MONOTONIC, modulo 2^32
 //
-// A 32-bit store cannot tear, so the program never reads half a heartbeat. Any thread may beat; the program counts.
+// A 32-bit store cannot tear, so the program never reads half a heartbeat. Each worker has a word of its own and the program
+// believes the oldest: flows of a worker that hangs are stuck, whatever the others do.
 
 import { HEARTBEAT_SHIFT, monotonicUnits, msToUnits } from './clock.ts'
 import { type Mapping, mmap, munmap, PROT } from './libc.ts'
+import { MAX_WORKERS } from './limits.ts'
 
 /** Offsets of the fields in the map's value. */
-export const HEARTBEAT = { BEAT: 0, LIMIT: 4, ENABLED: 8, FAIL: 12, REDIRECTED: 16, PASSED: 24, DROPPED: 32 } as const
+export const HEARTBEAT = { LIMIT: 0, ENABLED: 4, FAIL: 8, REDIRECTED: 16, PASSED: 24, DROPPED: 32, BEATS: 40 } as const
 
 /** Bytes of the map's value. */
-export const HEARTBEAT_SIZE = 40
+export const HEARTBEAT_SIZE = HEARTBEAT.BEATS + 4 * MAX_WORKERS
 
-/** What to do with packets while the worker is dead or hangs. */
+/** What to do with packets while a worker is dead or hangs. */
 export type FailMode = 'open' | 'closed'
 
 /** Packets as the interception program counted them; a super-packet is one. */
@@ -32,26 +34,28 @@ export interface FailCounters {
 /** A mapped heartbeat; `close` before the thread ends. */
 export class Heartbeat {
   private readonly words: Int32Array
+  private readonly beats: Int32Array
   private readonly counters: BigUint64Array
   private readonly mapping: Mapping
 
-  /** Maps the heartbeat map by its file descriptor, which may be closed afterwards. Throws DetourError. */
-  constructor(mapFd: number) {
+  /** Maps the heartbeat map of so many workers by its file descriptor, which may be closed afterwards. Throws DetourError. */
+  constructor(mapFd: number, workers = 1) {
     this.mapping = mmap(mapFd, 4096, PROT.READ | PROT.WRITE, 0, `heartbeat map ${mapFd}`)
     this.words = new Int32Array(this.mapping.memory, 0, 4)
+    this.beats = new Int32Array(this.mapping.memory, HEARTBEAT.BEATS, workers)
     this.counters = new BigUint64Array(this.mapping.memory, HEARTBEAT.REDIRECTED, 3)
   }
 
-  /** Says that the worker is alive; allocates nothing. */
-  beat(): void {
-    this.words[HEARTBEAT.BEAT / 4] = monotonicUnits()
+  /** Says that a worker is alive; allocates nothing. */
+  beat(worker = 0): void {
+    this.beats[worker] = monotonicUnits()
   }
 
-  /** Sets limit and fail mode, beats, and turns interception on. */
+  /** Sets limit and fail mode, beats for all workers, and turns interception on. */
   enable(failMode: FailMode, limitMs: number): void {
     this.words[HEARTBEAT.LIMIT / 4] = msToUnits(limitMs)
     this.words[HEARTBEAT.FAIL / 4] = failMode === 'closed' ? 1 : 0
-    this.beat()
+    this.beats.fill(monotonicUnits())
     this.words[HEARTBEAT.ENABLED / 4] = 1
   }
 
@@ -60,9 +64,10 @@ export class Heartbeat {
     this.words[HEARTBEAT.ENABLED / 4] = 0
   }
 
-  /** How long ago the worker last beat, ms; exact to 2. */
+  /** How long ago the worker that is silent for longest beat, ms; exact to 2. */
   ageMs(): number {
-    return ((monotonicUnits() - this.words[HEARTBEAT.BEAT / 4]) | 0) * (2 ** HEARTBEAT_SHIFT / 1e6)
+    const now = monotonicUnits()
+    return Math.max(...Array.from(this.beats, beat => (now - beat) | 0)) * (2 ** HEARTBEAT_SHIFT / 1e6)
   }
 
   /** Reads the program's counters. */

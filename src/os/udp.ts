@@ -12,8 +12,10 @@ export const UDP_OPTION = {
   SOL_SOCKET: 1,
   SO_SNDBUF: 7,
   SO_RCVBUF: 8,
+  SO_REUSEPORT: 15,
   SO_SNDBUFFORCE: 32,
   SO_RCVBUFFORCE: 33,
+  SO_ATTACH_REUSEPORT_EBPF: 52,
   SOL_IP: 0,
   IP_TOS: 1,
   IP_PKTINFO: 8,
@@ -51,6 +53,10 @@ export interface UdpOptions {
   remote?: string
   /** UDP_SEGMENT and UDP_GRO; true when not given, off where the kernel lacks them. */
   offload?: boolean
+  /** UDP_GRO; as `offload` when not given. */
+  gro?: boolean
+  /** Other sockets of this user may have the same address and port. */
+  shared?: boolean
 }
 
 /** An open socket: plain data that passes through workerData (a descriptor belongs to the process). */
@@ -66,7 +72,7 @@ export interface UdpHandle {
 
 /** Opens and binds in the calling thread's network namespace. Throws DetourError. */
 export function openUdp(options: UdpOptions): UdpHandle {
-  const { port, remote, offload = true } = options
+  const { port, remote, offload = true, gro: wantsGro = offload, shared = false } = options
   const there = remote === undefined ? undefined : parse(remote)
   let address = options.address === '' ? new Array<number>(there?.length ?? 4).fill(0) : parse(options.address)
   const family = address.length === 4 ? 4 : 6
@@ -92,11 +98,32 @@ export function openUdp(options: UdpOptions): UdpHandle {
     if (set(O.SOL_SOCKET, O.SO_RCVBUFFORCE, BUFFER) < 0) set(O.SOL_SOCKET, O.SO_RCVBUF, BUFFER)
     if (set(O.SOL_SOCKET, O.SO_SNDBUFFORCE, BUFFER) < 0) set(O.SOL_SOCKET, O.SO_SNDBUF, BUFFER)
     const segment = offload && set(O.SOL_UDP, O.UDP_SEGMENT, 0) >= 0
-    const gro = offload && set(O.SOL_UDP, O.UDP_GRO, 1) >= 0
+    const gro = wantsGro && set(O.SOL_UDP, O.UDP_GRO, 1) >= 0
+    if (shared) must(set(O.SOL_SOCKET, O.SO_REUSEPORT, 1), 'SO_REUSEPORT', name)
     must(bind(fd, sockaddr(address, port)), 'bind', name)
     return { fd, family, address, port: localName(fd, address.length, name).port, segment, gro }
   } catch (error) {
     close(fd)
+    throw error
+  }
+}
+
+/**
+ * Opens `count` sockets of one address and port; `steering`, a socket filter that sees UDP payloads, chooses among them for each datagram. Without
+ * UDP_GRO, which would put datagrams together that belong to different sockets. Throws DetourError.
+ */
+export function openUdpGroup(options: UdpOptions, count: number, steering: number): UdpHandle[] {
+  const handles: UdpHandle[] = []
+  try {
+    for (let i = 0; i < count; i++) {
+      const port = handles[0]?.port ?? options.port
+      handles.push(openUdp({ ...options, port, gro: false, shared: true }))
+    }
+    const [{ fd, port }] = handles
+    must(setsockopt(fd, O.SOL_SOCKET, O.SO_ATTACH_REUSEPORT_EBPF, steering), 'SO_ATTACH_REUSEPORT_EBPF', `port ${port}`)
+    return handles
+  } catch (error) {
+    for (const { fd } of handles) close(fd)
     throw error
   }
 }

@@ -18,7 +18,7 @@ import { Decide } from './decide.ts'
 import { Encap } from './encap.ts'
 import { Fit } from './fit.ts'
 import type { Leg } from './loop.ts'
-import { PROBE_MAC, Probe, type ProbeOptions } from './probe.ts'
+import { PROBE_MAC, Probe, type ProbeOptions, type ProbeShare } from './probe.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
 import { innerMtu, type TunnelConfig } from './tunnel.ts'
@@ -31,6 +31,8 @@ export interface ForwarderOptions {
   seed: Seed
   policy: PolicyHandle
   probe: ProbeOptions
+  /** Where several workers have one endpoint. */
+  probeShare?: ProbeShare
 }
 
 /** A pod's device and what came back for it in this breath. */
@@ -79,7 +81,7 @@ export class Forwarder {
     this.fit = new Fit(pool, counters.stage('fit'), mtu, back)
     this.encap = new Encap(pool, counters.stage('encap'), tunnel)
     this.underlayOut = new Complete(pool, counters.stage('complete underlay'), underlay)
-    this.probe = new Probe(pool, this.encap, batch => this.underlayOut.run(batch), options.probe)
+    this.probe = new Probe(pool, this.encap, batch => this.underlayOut.run(batch), options.probe, options.probeShare)
     if (options.probe.intervalMs > 0) index.set(PROBE_ATTACHMENT, PROBE_MAC)
     const decapOptions = { anyPeer: false, keep: false, anyInner: false }
     this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)

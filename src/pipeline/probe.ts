@@ -2,6 +2,7 @@
 
 import { Batch } from '../memory/batch.ts'
 import type { Pool } from '../memory/pool.ts'
+import { monotonicMs } from '../os/clock.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -25,44 +26,82 @@ export interface ProbeOptions {
   limitMs: number
 }
 
+/** What the workers of a node know of their endpoint: one of them sends, whoever a probe returns to notes it. */
+export interface ProbeShare {
+  /** PROBE words, doubles. */
+  memory: SharedArrayBuffer
+  sends: boolean
+}
+
+/** Words of a ProbeShare; times are ms of CLOCK_MONOTONIC. */
+export const PROBE = { UP: 0, SENT: 1, ANSWERED: 2, LAST_ANSWER: 3, WORDS: 4 } as const
+
+/** The memory of a ProbeShare: the endpoint counts as up until it is found to be down. */
+export function createProbeMemory(): SharedArrayBuffer {
+  const memory = new SharedArrayBuffer(PROBE.WORDS * 8)
+  new Float64Array(memory)[PROBE.UP] = 1
+  return memory
+}
+
 /** Sends probes and judges by what returns; one a tunnel. */
 export class Probe {
   readonly returned = new Batch()
-  sent = 0
-  answered = 0
   private readonly pool: Pool
   private readonly encap: Encap
   private readonly transmit: (batch: Batch) => void
   private readonly options: ProbeOptions
+  private readonly sends: boolean
+  private readonly words: Float64Array
   private readonly outgoing = new Batch(1)
+  private readonly clockOffset = monotonicMs() - performance.now()
   private next = Number.NEGATIVE_INFINITY
-  private lastAnswer = Number.NEGATIVE_INFINITY
-  private first = Number.NEGATIVE_INFINITY
 
-  constructor(pool: Pool, encap: Encap, transmit: (batch: Batch) => void, options: ProbeOptions) {
+  constructor(
+    pool: Pool,
+    encap: Encap,
+    transmit: (batch: Batch) => void,
+    options: ProbeOptions,
+    share: ProbeShare = { memory: createProbeMemory(), sends: true },
+  ) {
     this.pool = pool
     this.encap = encap
     this.transmit = transmit
     this.options = options
+    this.sends = share.sends
+    this.words = new Float64Array(share.memory)
   }
 
-  /** Takes returned probes, sends one when it is due, and says whether the endpoint answers. `now` in ms. */
+  get sent(): number {
+    return this.words[PROBE.SENT]
+  }
+
+  get answered(): number {
+    return this.words[PROBE.ANSWERED]
+  }
+
+  /** Sends a probe when it is due, where this worker is to, and says whether the endpoint answers. `now` in ms of performance.now(). */
   tick(now: number): boolean {
     const { intervalMs, limitMs } = this.options
     if (intervalMs === 0) return true
-    if (this.first === Number.NEGATIVE_INFINITY) this.first = now
-    if (now >= this.next) {
-      this.send()
-      this.next = now + intervalMs
+    const { words } = this
+    if (this.sends) {
+      const monotonic = now + this.clockOffset
+      // The first one's answer is waited for like any.
+      if (words[PROBE.LAST_ANSWER] === 0) words[PROBE.LAST_ANSWER] = monotonic
+      if (now >= this.next) {
+        this.send()
+        this.next = now + intervalMs
+      }
+      words[PROBE.UP] = monotonic - words[PROBE.LAST_ANSWER] <= limitMs ? 1 : 0
     }
-    return now - Math.max(this.lastAnswer, this.first) <= limitMs
+    return words[PROBE.UP] === 1
   }
 
   /** Takes the probes in `returned`, as of now. */
   collect(): void {
     if (this.returned.length === 0) return
-    this.answered += this.returned.length
-    this.lastAnswer = performance.now()
+    this.words[PROBE.ANSWERED] += this.returned.length
+    this.words[PROBE.LAST_ANSWER] = monotonicMs()
     this.pool.freeAll(this.returned)
   }
 
@@ -90,7 +129,7 @@ export class Probe {
     pool.protocol[frame] = ipv4.PROTOCOL.UDP
     pool.attachment[frame] = PROBE_ATTACHMENT
     pool.direction[frame] = LEAVING
-    pool.hash[frame] = this.sent++
+    pool.hash[frame] = this.words[PROBE.SENT]++
     outgoing.push(frame)
     this.encap.run(outgoing)
     this.transmit(outgoing)

@@ -140,7 +140,15 @@ describe.skipIf(reason !== null)(`lab clean-up${reason === null ? '' : ` (skippe
     const folder = mkdtempSync(join(tmpdir(), 'detour-lab-'))
     try {
       const rungs = { attach: 'auto', offload: 'auto' } as const
-      const options = { topology, profile: 'geneve', family: 'ipv4', failMode: 'closed', rungs, folder } as const
+      const options = {
+        topology,
+        profile: 'geneve',
+        family: 'ipv4',
+        failMode: 'closed',
+        rungs,
+        workers: 1,
+        folder,
+      } as const
       const node = await startNode(options)
       await node.stop('SIGKILL')
       expect(leftOver(run)).toContain(attachmentId(run, 'client'))

@@ -62,8 +62,8 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
   }
   // The forwarder has the TAP for itself, so that its death is the death of everything.
   const forward = async (from: Attachment) => {
-    forwarder = await start<Report>('forwarder', [from.headerSize, from.capabilities], [from.tapFd, from.mapFd])
-    closeSync(from.tapFd)
+    forwarder = await start<Report>('forwarder', [from.headerSize, from.capabilities], [from.tapFds[0], from.mapFd])
+    closeSync(from.tapFds[0])
     atStart = from.failCounters()
     return forwarder
   }
@@ -101,7 +101,7 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     const it = take()
     expect(it).toMatchObject({ interface: 'eth0', mac: link.mac, mtu: 1500, addresses: link.addresses, rung: 'tcx' })
     expect(it.addresses).toContain(POD4)
-    closeSync(it.tapFd)
+    closeSync(it.tapFds[0])
   })
 
   for (const rung of ['tcx', 'clsact'] as const) {
@@ -217,7 +217,7 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
 
   it('attaching again under the same id replaces the first', async () => {
     const first = take()
-    closeSync(first.tapFd)
+    closeSync(first.tapFds[0])
     await forward(take())
     const out = outward()
     expect(out.send()).toBe(true)

@@ -27,7 +27,7 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
 
   const open = (options: Partial<UnderlayOptions> = {}) => {
     underlay = openUnderlay({ namespace: wired.pod, interface: 'eth0', localAddress: POD4, port: 4789, ...options })
-    if (underlay.fd >= 0) opened.push(underlay.fd)
+    opened.push(...underlay.fds)
     return underlay
   }
 
@@ -75,7 +75,7 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
       ).toString('hex')
     const [local, remote] = version === 4 ? [POD4, HOST4] : [POD6, HOST6]
     const args = [hex(local), hex(remote), version === 4 ? 77 : 78, tap.offloads, it.capabilities]
-    const tunneller = await start<Report>('tunneller', args, [tap.fd, it.fd])
+    const tunneller = await start<Report>('tunneller', args, [tap.fd, it.fds[0]])
     const there = await transfer(wired.pod, wired.host, `${subnet}.2`, '-n', size)
     const back = await transfer(wired.pod, wired.host, `${subnet}.2`, '-n', size, '-R')
     if (process.env.SHOW) console.log(version, options, there.toFixed(2), back.toFixed(2), 'Gbit/s')
@@ -136,23 +136,23 @@ describe.skipIf(missing !== '')(title('underlay'), () => {
     underlay?.close()
     expect(open({ rung: 'uso' })).toMatchObject({ offloadRung: 'uso', capabilities: OFFLOADS.CHECKSUM | OFFLOADS.USO })
     underlay?.close()
-    expect(open({ rung: 'udp-socket' })).toMatchObject({ offloadRung: 'udp-socket', fd: -1, uplinkMtu: 1500 })
+    expect(open({ rung: 'udp-socket' })).toMatchObject({ offloadRung: 'udp-socket', fds: [], uplinkMtu: 1500 })
   })
 
   it('leaves the uplink as it was found', () => {
     const found = listing(wired.pod, 'eth0')
     for (const attach of ['tcx', 'clsact'] as const) {
-      const { fd, close } = open({ attach })
+      const { fds, close } = open({ attach })
       expect(listing(wired.pod, 'eth0')).not.toBe(found)
       close()
       expect(listing(wired.pod, 'eth0')).toBe(found)
-      expect(() => closeSync(fd)).not.toThrow()
+      expect(() => closeSync(fds[0])).not.toThrow()
       opened.length = 0
     }
   })
 
   it('takes only the tunnel: another port, another address and fragments stay with the kernel', async () => {
-    const { fd } = open({ port: 4790 })
+    const [fd] = open({ port: 4790 }).fds
     const frame = new Uint8Array(2048)
     const taken = (timeoutMs: number) => {
       if (poll(addressOf(Int32Array.of(fd, POLL.IN)), 1, timeoutMs) <= 0) return false

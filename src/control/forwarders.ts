@@ -1,0 +1,132 @@
+// The forwarding workers of a node, told together: each has its own pool, flow table and counters, and a queue of every device.
+
+import { randomSeed } from '../flow/hash.ts'
+import { compile, type PolicyRule } from '../flow/policy.ts'
+import type { Steering } from '../flow/steering.ts'
+import { createFlowTable } from '../flow/table.ts'
+import { VERDICT } from '../flow/verdict.ts'
+import { FlowView } from '../flow/view.ts'
+import { type CountersHandle, readCounters } from '../memory/counters.ts'
+import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
+import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import type { Config } from './config.ts'
+import type { WorkerCounters } from './source.ts'
+import { type RunningWorker, spawnWorker } from './spawn.ts'
+import type { AttachmentInput, ForwardInput, ForwardRequest } from './worker-input.ts'
+
+/** Frames of a worker's pool: a batch each way, what rings and answers hold, and room to spare. */
+const FRAMES = 1024
+
+export interface ForwardersOptions {
+  config: Config
+  tunnel: TunnelConfig
+  underlayMtu: number
+  probe: ProbeOptions
+  steering: Steering
+  /** The underlay's queue of each worker. */
+  underlay: ForwardInput['underlay'][]
+}
+
+/** One of the workers, as the main thread sees it. */
+export interface Forwarding {
+  readonly name: string
+  readonly flows: FlowView
+  readonly worker: RunningWorker
+  counters: CountersHandle
+}
+
+export class Forwarders {
+  readonly all: readonly Forwarding[]
+  private readonly probe: Float64Array
+
+  private constructor(all: Forwarding[], probe: SharedArrayBuffer) {
+    this.all = all
+    this.probe = new Float64Array(probe)
+  }
+
+  /** Starts the workers and resolves when all of them serve the underlay. Throws DetourError, and then none is left. */
+  static async start(options: ForwardersOptions): Promise<Forwarders> {
+    const { config, tunnel, underlayMtu, probe, steering } = options
+    const policy = compile(config.bypass.map(bypassRule), VERDICT.STEER, 'bypass')
+    // One seed, because a flow is at home at one worker only if all agree on what a flow is.
+    const seed = randomSeed()
+    const memory = createProbeMemory()
+    const started = options.underlay.map((underlay, number) => {
+      const flows = createFlowTable({
+        capacity: config.flows.capacity,
+        tcpIdleMs: config.flows.tcpTimeoutSeconds * 1000,
+        idleMs: config.flows.otherTimeoutSeconds * 1000,
+      })
+      const probeShare = { memory, sends: number === 0 }
+      const input: Omit<ForwardInput, 'port'> = {
+        worker: number,
+        workers: steering.workers,
+        pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
+        underlay,
+        forwarder: { tunnel, underlayMtu, flows, seed, policy, probe, probeShare },
+        tickMs: Math.min(50, Math.max(5, Math.floor(config.heartbeatLimitMs / 4))),
+      }
+      const name = steering.workers === 1 ? 'forward' : `forward-${number}`
+      return { name, flows: new FlowView(flows), worker: spawnWorker('forward', input, { name }) }
+    })
+    try {
+      const ready = started.map(async one => ({ ...one, counters: (await one.worker.ready) as CountersHandle }))
+      return new Forwarders(await Promise.all(ready), memory)
+    } catch (error) {
+      await Promise.allSettled(started.map(one => one.worker.stop()))
+      throw error
+    }
+  }
+
+  /** Settles when all have ended; rejects as soon as one has failed. */
+  get done(): Promise<void> {
+    return Promise.all(this.all.map(one => one.worker.done)).then(() => {})
+  }
+
+  /** Has every worker serve its queue of a pod's device; resolves when they do. */
+  async attach(inputs: AttachmentInput[]): Promise<void> {
+    await this.ask(number => ({ attach: inputs[number] }))
+  }
+
+  /** Has every worker close its queue. */
+  async detach(attachment: number): Promise<void> {
+    await this.ask(() => ({ detach: attachment }))
+  }
+
+  /** What the workers last published. */
+  counters(): WorkerCounters[] {
+    return this.all.map(({ name, counters }) => ({ worker: name, stages: readCounters(counters) }))
+  }
+
+  /** Whether the endpoint answers, and the probes that tell. */
+  endpoint(): { endpointUp: boolean; probesSent: number; probesAnswered: number } {
+    const { probe } = this
+    return { endpointUp: probe[PROBE.UP] === 1, probesSent: probe[PROBE.SENT], probesAnswered: probe[PROBE.ANSWERED] }
+  }
+
+  async stop(): Promise<void> {
+    const ended = await Promise.allSettled(this.all.map(one => one.worker.stop()))
+    for (const one of ended) if (one.status === 'rejected') throw one.reason
+  }
+
+  private async ask(request: (number: number) => ForwardRequest): Promise<void> {
+    const answers = await Promise.allSettled(this.all.map((one, number) => one.worker.ask(request(number))))
+    for (const [number, answer] of answers.entries()) {
+      if (answer.status === 'fulfilled') this.all[number].counters = answer.value as CountersHandle
+    }
+    for (const answer of answers) if (answer.status === 'rejected') throw answer.reason
+  }
+}
+
+/** A bypass rule passes what goes to the far side it names, whichever side opened the flow. */
+function bypassRule(rule: Config['bypass'][number]): PolicyRule {
+  const { cidr, protocol, port } = rule
+  return {
+    name: [protocol, cidr, port].filter(part => part !== undefined).join(' '),
+    ...(cidr === undefined ? {} : { to: [cidr] }),
+    ...(protocol === undefined ? {} : { protocol }),
+    ...(port === undefined ? {} : { ports: [port] }),
+    verdict: VERDICT.PASS,
+  }
+}

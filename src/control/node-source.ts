@@ -1,0 +1,68 @@
+// What a node tells about itself on the control socket.
+
+import { capabilityNames } from '../device/device.ts'
+import { queueDrops } from '../os/netns.ts'
+import type { Attachment } from './attachment.ts'
+import type { Config } from './config.ts'
+import { flowRows } from './flows.ts'
+import type { Forwarders } from './forwarders.ts'
+import type { Pods } from './pods.ts'
+import { type AttachmentRow, type FlowRow, type Source, selectFlows } from './source.ts'
+import type { Underlay } from './underlay.ts'
+
+/** The parts of a running node. */
+export interface NodeParts {
+  config: Config
+  namespace: string
+  underlay: Underlay
+  forwarders: Forwarders
+  pods: Pods
+}
+
+export function nodeSource({ config, namespace, underlay, forwarders, pods }: NodeParts): Source {
+  const { profile, local = '', remote = '', port, vni } = config.tunnel
+  const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
+  function* flows(): Generator<FlowRow> {
+    for (const { name, flows } of forwarders.all) yield* flowRows(flows, name, number => pods.id(number))
+  }
+  return {
+    info: () => ({ face: 'node', profile }),
+    counters: () => forwarders.counters(),
+    flows: query => selectFlows(flows(), query, capacity),
+    attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, config)),
+    underlay: () => [
+      {
+        device: underlay.tapName === '' ? `udp:${port}` : `tap:${underlay.tapName}`,
+        profile,
+        local,
+        remote,
+        port,
+        vni,
+        mtu: underlay.uplinkMtu,
+        rung: underlay.offloadRung,
+        capabilities: capabilityNames(underlay.capabilities),
+        missed: underlay.tapName === '' ? undefined : queueDrops(underlay.tapName, namespace),
+      },
+    ],
+  }
+}
+
+function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {
+  const { passed, dropped } = attachment.failCounters()
+  return {
+    id: attachment.id,
+    namespace: attachment.namespace,
+    interface: attachment.interface,
+    mac: attachment.mac,
+    addresses: [...attachment.addresses],
+    mtu: attachment.mtu,
+    failMode: config.failMode,
+    heartbeatAgeMs: attachment.heartbeatAgeMs(),
+    heartbeatLimitMs: config.heartbeatLimitMs,
+    attachRung: attachment.rung,
+    offloadRung: capabilityNames(attachment.capabilities).join(' '),
+    failPassed: passed,
+    failDropped: dropped,
+    missed: queueDrops(attachment.tapName, attachment.namespace),
+  }
+}
