@@ -1,7 +1,8 @@
 // Memory for packets that come from and go to the kernel: on page boundaries where AF_XDP wants them, in huge pages where there are some.
 
 import { addressOf, MADV, madvise } from '../os/libc.ts'
-import { createPool, type PoolHandle, type PoolOptions } from './pool.ts'
+import type { UmemArea } from '../os/xdp.ts'
+import { createPool, type PoolHandle, type PoolOptions, SMALL_FRAME, SMALL_HEADROOM } from './pool.ts'
 
 const PAGE = 4096
 
@@ -14,4 +15,9 @@ export function createLivePool(options: PoolOptions): PoolHandle {
   // A kernel without huge pages refuses, and then there are none.
   madvise(addressOf(bytes) + toPage, Math.floor((bytes.length - toPage) / PAGE) * PAGE, MADV.HUGEPAGE)
   return handle
+}
+
+/** The small frames of a live pool as AF_XDP wants them. */
+export function umemOf({ memory, base, small }: PoolHandle): UmemArea {
+  return { memory, base, chunks: small, chunkSize: SMALL_FRAME, headroom: SMALL_HEADROOM }
 }

@@ -242,7 +242,8 @@ export class Pool {
     return frame
   }
 
-  private reset(frame: number): void {
+  /** Makes a frame that came back from elsewhere like one of alloc, but for start and headroom. */
+  reset(frame: number): void {
     this.length[frame] = 0
     this.outerTransport[frame] = 0
     this.flow[frame] = -1

@@ -14,10 +14,23 @@ export const R9 = 9
 export const R10 = 10
 
 /** Kernel functions by number. */
-export const HELPER = { MAP_LOOKUP: 1, KTIME_GET_NS: 5, REDIRECT: 23, SKB_LOAD_BYTES: 26, REDIRECT_NEIGH: 152 } as const
+export const HELPER = {
+  MAP_LOOKUP: 1,
+  KTIME_GET_NS: 5,
+  REDIRECT: 23,
+  SKB_LOAD_BYTES: 26,
+  REDIRECT_MAP: 51,
+  REDIRECT_NEIGH: 152,
+} as const
 
 /** Offsets of `struct __sk_buff`, the context of a classifier; protocol is in network byte order as the processor reads it. */
 export const SKB = { MARK: 8, PROTOCOL: 16, VLAN_PRESENT: 20, INGRESS_IFINDEX: 36 } as const
+
+/** Offsets of `struct xdp_md`, the context of an XDP program; data and data_end load as pointers. */
+export const XDP = { DATA: 0, DATA_END: 4, RX_QUEUE: 16 } as const
+
+/** What an XDP program returns when the kernel is to have the packet. */
+export const XDP_PASS = 2
 
 /** What a classifier returns: go on to the next one, or drop. */
 export const VERDICT = { NEXT: -1, DROP: 2 } as const

@@ -41,7 +41,7 @@ const c = {
 export const ERRNO = constants.errno
 
 /** Address families, socket types and options that Detour uses (x86-64 and arm64 agree). */
-export const AF = { UNIX: 1, INET: 2, INET6: 10, PACKET: 17 } as const
+export const AF = { UNIX: 1, INET: 2, INET6: 10, PACKET: 17, XDP: 44 } as const
 export const SOCK = { STREAM: 1, DGRAM: 2, RAW: 3, NONBLOCK: 0o4000, CLOEXEC: 0o2000000 } as const
 export const POLL = { IN: 1, OUT: 4, ERR: 8, HUP: 0x10, NVAL: 0x20 } as const
 export const MSG = { DONTWAIT: 0x40, WAITFORONE: 0x10000 } as const
