@@ -39,10 +39,14 @@ export class Alarms {
     this.now = now
   }
 
-  /** The condition holds: logs `text`, unless it held a moment ago. */
+  /** The condition holds, for the reason that `text` gives: logs it, unless the condition held a moment ago. */
   raise(name: string, text: string): void {
-    const { raised = false, times = 0 } = this.alarms.get(name) ?? {}
-    if (raised) return
+    const alarm = this.alarms.get(name)
+    const times = alarm?.times ?? 0
+    if (alarm?.raised) {
+      alarm.text = text
+      return
+    }
     const since = this.now()
     this.alarms.set(name, { name, text, raised: true, times: times + 1, since })
     const episode = this.episodes.get(name)

@@ -21,6 +21,8 @@ export class Way {
   private readonly uplink: string
   private readonly local: Uint8Array
   private readonly remote: Uint8Array
+  /** The uplink as it was at the last look; undefined when there was none. */
+  link: Link | undefined
   /** The largest outer IP packet: the uplink's MTU, or less where the route says so. */
   mtu: number
   /** Destination and source address of frames to the next hop; undefined while the kernel must find the way. */
@@ -46,6 +48,7 @@ export class Way {
   refresh(): void {
     const { socket, local, remote } = this
     const link = socket.link(this.uplink)
+    this.link = link
     const route = link === undefined ? undefined : socket.route(remote, local, link.index)
     if (link !== undefined) this.mtu = Math.min(link.mtu, route?.mtu ?? link.mtu)
     this.addresses = undefined

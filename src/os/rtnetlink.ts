@@ -38,11 +38,14 @@ const RTM = {
   DELTFILTER: 45,
 } as const
 
-const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4 } as const
+const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4, STATS64: 23 } as const
 const IFA = { ADDRESS: 1, LOCAL: 2 } as const
 const RTA = { DST: 1, SRC: 2, OIF: 4, GATEWAY: 5, METRICS: 8, VIA: 18 } as const
 const RTAX_MTU = 2
 const NDA = { DST: 1, LLADDR: 2 } as const
+
+/** Where tx_dropped lies in struct rtnl_link_stats64. */
+const TX_DROPPED = 56
 
 const ARPHRD_ETHER = 1
 const IFF_UP = 1
@@ -67,6 +70,8 @@ export interface Link {
   mtu: number
   /** Empty where there is none. */
   mac: string
+  /** Packets that it dropped instead of sending: of a TAP, those that its queue had no room for. */
+  txDropped: number
 }
 
 /** Where packets for an address go. */
@@ -250,6 +255,7 @@ export class Rtnetlink {
     const name = this.attribute(at + 16, end, IFLA.IFNAME) ?? new Uint8Array()
     const mac = this.attribute(at + 16, end, IFLA.ADDRESS) ?? new Uint8Array()
     const mtu = this.find(at + 16, end, IFLA.MTU)
+    const stats = this.find(at + 16, end, IFLA.STATS64)
     return {
       index: view.getInt32(at + 4, true),
       name: new TextDecoder().decode(name).replace(/\0.*$/, ''),
@@ -258,6 +264,7 @@ export class Rtnetlink {
       running: (flags & IFF_RUNNING) !== 0,
       mtu: mtu < 0 ? 0 : view.getUint32(mtu + 4, true),
       mac: Array.from(mac, byte => byte.toString(16).padStart(2, '0')).join(':'),
+      txDropped: stats < 0 ? 0 : Number(view.getBigUint64(stats + 4 + TX_DROPPED, true)),
     }
   }
 

@@ -1,9 +1,11 @@
 // Netlink against what iproute2 shows and does.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { close } from '../../src/os/libc.ts'
 import { createNamespace, deleteNamespace, ip, ipBatch, linkInfo, tc } from '../../src/os/netns.ts'
 import { GROUP, Rtnetlink } from '../../src/os/rtnetlink.ts'
-import { missing, title } from './support.ts'
+import { openTap } from '../../src/os/tun.ts'
+import { missing, Probe, title } from './support.ts'
 
 describe.skipIf(missing !== '')(title('netlink'), () => {
   const here = 'dth-nl'
@@ -43,6 +45,7 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
       running: true,
       mtu: 1450,
       mac: info.mac,
+      txDropped: 0,
     })
     expect(ask.link('lo')).toMatchObject({ ethernet: false, mtu: 65_536, mac: '00:00:00:00:00:00' })
     expect(ask.link('eth7')).toBeUndefined()
@@ -119,6 +122,19 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
     const gone = (hear.events() ?? []).flatMap(event => (event.kind === 'link' ? [event] : []))
     expect(gone.at(-1)).toMatchObject({ gone: true, link: { name: 'gone0', mac: '02:00:00:00:00:aa' } })
     expect(hear.events()).toEqual([])
+  })
+
+  it("tells what a TAP's queue had no room for, as ip does", () => {
+    const tap = openTap({ name: 'full0', namespace: here })
+    ipBatch(['link set full0 txqueuelen 10 up', 'address add 10.97.0.1/24 dev full0'], here)
+    ip(['neigh', 'add', '10.97.0.2', 'lladdr', '02:00:00:00:00:02', 'dev', 'full0'], here)
+    const probe = new Probe(here, undefined, '10.97.0.2', 9)
+    for (let i = 0; i < 50; i++) probe.send()
+    probe.close()
+    const [{ stats64 }] = JSON.parse(ip(['-j', '-s', 'link', 'show', 'dev', 'full0'], here))
+    expect(stats64.tx.dropped).toBeGreaterThanOrEqual(40)
+    expect(ask.link('full0')?.txDropped).toBe(stats64.tx.dropped)
+    for (const fd of tap.fds) close(fd)
   })
 
   it('says so when there was more than it could hear, and hears on afterwards', () => {
