@@ -1,0 +1,59 @@
+// Packets that are lost because something has no room: told when it begins and, with their number, when it is over.
+
+import { DROP, dropName, dropText } from '../drop.ts'
+import type { Alarms } from './alarm.ts'
+import type { WorkerCounters } from './source.ts'
+
+/** Drops that tell of a shortage, unlike those that tell of the packet. */
+const SHORTAGES = [DROP.NO_FRAME, DROP.RING_FULL, DROP.DEVICE_FULL, DROP.DEVICE_ERROR, DROP.FLOW_TABLE_FULL]
+
+/** Looks without a loss after which it is over. */
+const QUIET_LOOKS = 3
+
+interface Loss {
+  /** The counter when it began, and at the last look. */
+  begin: number
+  last: number
+  /** Looks since the last loss; undefined while nothing is lost. */
+  quiet: number | undefined
+}
+
+/** What is lost where: main thread only. */
+export class Losses {
+  private readonly losses = new Map<string, Loss>()
+  private readonly alarms: Alarms
+
+  constructor(alarms: Alarms) {
+    this.alarms = alarms
+  }
+
+  /** Takes what the workers have published. Call it about once a second. */
+  look(workers: WorkerCounters[]): void {
+    const totals = new Map<string, number>()
+    for (const reason of SHORTAGES) {
+      totals.clear()
+      for (const { stages } of workers) {
+        for (const stage of stages) totals.set(stage.name, (totals.get(stage.name) ?? 0) + stage.drops(reason))
+      }
+      for (const [stage, total] of totals) this.count(stage, dropName(reason), dropText(reason), total)
+    }
+  }
+
+  /** Takes a counter of lost packets: of `place`, for a reason by its name and in words. */
+  count(place: string, reason: string, words: string, total: number): void {
+    const name = `${place} ${reason}`
+    const loss = this.losses.get(name) ?? { begin: 0, last: 0, quiet: undefined }
+    this.losses.set(name, loss)
+    if (total > loss.last) {
+      if (loss.quiet === undefined) {
+        loss.begin = loss.last
+        this.alarms.raise(name, `${place} loses packets: ${words}`)
+      }
+      loss.quiet = 0
+    } else if (loss.quiet !== undefined && ++loss.quiet >= QUIET_LOOKS) {
+      loss.quiet = undefined
+      this.alarms.clear(name, `${place} loses no more packets, ${loss.last - loss.begin} were lost (${reason})`)
+    }
+    loss.last = total
+  }
+}
