@@ -14,14 +14,14 @@ import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
-import { BPFFS, type Hook, loadClassifier, loadFilter, makePinDirectory } from '../os/bpf.ts'
-import { type AttachRung, attachClassifier, detachClassifiers, type Hold, release } from '../os/classifier.ts'
+import { BPFFS, loadFilter } from '../os/bpf.ts'
+import type { AttachRung } from '../os/classifier.ts'
 import { checksumsAnywhere } from '../os/ethtool.ts'
 import { AF, bind, close, must, SOCK, setsockopt, socket } from '../os/libc.ts'
 import { deleteLink, inNamespace, type LinkInfo, linkInfo, namespaceId } from '../os/netns.ts'
-import { OFFLOADS, openTap, quietTap, type Tap, type TapOptions } from '../os/tun.ts'
-import { fromUplink, toUplink } from './programs.ts'
+import { OFFLOADS, openTap, type Tap, type TapOptions } from '../os/tun.ts'
 import { steerTunnels } from './steering.ts'
+import { UplinkPrograms } from './uplink.ts'
 
 /** How super-packets cross the underlay, best first. */
 export const OFFLOAD_RUNGS = ['tunnel-gso', 'uso', 'plain', 'udp-socket'] as const
@@ -78,6 +78,12 @@ export interface Underlay {
   readonly uplinkMtu: number
   /** The uplink's MAC address. */
   readonly localMac: string
+  /** Index of the interface that the programs are on: the uplink's, unless that was made anew since. 0 on 'udp-socket'. */
+  uplinkIndex(): number
+  /** Whether the programs are where they were put; always on 'udp-socket'. A process each with clsact. */
+  isAttached(): boolean
+  /** Puts the programs on the uplink of now, in place of those that are left; what workers have stays as it is. Throws DetourError. */
+  reattach(): void
   /** Takes the underlay away and leaves the uplink as it was found. */
   close(): void
 }
@@ -100,16 +106,15 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
   const place = `${uplink.replaceAll('.', ':')}_${port}_${namespaceId(namespace)}`
   const directory = `${BPFFS}/detour/underlay${version}_${place}`
   const tapName = `dt-${version}-${port}`
-  const holds: Hold[] = []
+  const programs = new UplinkPrograms({ namespace, uplink, tapName, address, port, rung: attach, directory })
   let tap: Tap | undefined
   let guard = -1
   const undo = () => {
-    for (const hold of holds) release(hold)
-    detachClassifiers(namespace, directory)
+    programs.close()
     deleteLink(tapName, namespace)
     if (guard >= 0) close(guard)
   }
-  detachClassifiers(namespace, directory)
+  programs.close()
   try {
     guard = inNamespace(namespace, () => guardPort(address, port, options.localAddress))
     deleteLink(tapName, namespace)
@@ -121,30 +126,11 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
         'unsupported',
         `underlay rung ${rung}: this kernel's TAP does no better than ${offloadRung}`,
       )
-    quietTap(tapName, namespace)
 
-    makePinDirectory(directory)
-    const put = (on: string, hook: Hook, code: Uint8Array, label: string) => {
-      const program = loadClassifier(label, code)
-      try {
-        // First, because another program may hand the packet elsewhere, and nobody else waits for this port.
-        const hold = attachClassifier(
-          { namespace, interface: on, hook, program, first: true },
-          directory,
-          attach,
-          false,
-        )
-        holds.push(hold)
-        return hold.rung
-      } finally {
-        closeSync(program)
-      }
-    }
-    put(tapName, 'ingress', toUplink(link.index), 'dt_to_uplink')
-    const tapIndex = linkInfo(tapName, namespace).index
-    const attachRung = put(uplink, 'ingress', fromUplink(tapIndex, address, port), 'dt_from_uplink')
+    const attachRung = programs.attach()
     // NB: an uplink that knows only TCP and UDP over IP would put an inner checksum in the wrong place.
-    const checksums = checksumsAnywhere(uplink, namespace) ? OFFLOADS.CHECKSUM : 0
+    const checksumsOf = () => (checksumsAnywhere(uplink, namespace) ? OFFLOADS.CHECKSUM : 0)
+    const checksums = checksumsOf()
     return {
       offloadRung,
       attachRung,
@@ -154,6 +140,13 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
       capabilities: (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums,
       uplinkMtu: link.mtu,
       localMac: link.mac,
+      uplinkIndex: () => programs.index,
+      isAttached: () => programs.isAttached(),
+      reattach() {
+        if (checksumsOf() < checksums)
+          throw new DetourError('unsupported', `uplink ${uplink} does less than the last of its name: restart the node`)
+        programs.attach()
+      },
       close: undo,
     }
   } catch (error) {
@@ -185,6 +178,9 @@ function withoutTap(link: LinkInfo): Underlay {
     capabilities: 0,
     uplinkMtu: link.mtu,
     localMac: link.mac,
+    uplinkIndex: () => 0,
+    isAttached: () => true,
+    reattach() {},
     close() {},
   }
 }
