@@ -175,7 +175,8 @@ export class Pool {
     this.headroom = headroom
     this.small = small
     this.base = base
-    this.origin = base + small * (SMALL_FRAME - frameSize)
+    // NB: 0 × a negative number is -0, and one -0 makes a double of every position that is computed from it.
+    this.origin = (base + small * (SMALL_FRAME - frameSize)) | 0
     const size = base + small * SMALL_FRAME + (frames - small) * frameSize
     this.bytes = new Uint8Array(memory, 0, size)
     this.view = new DataView(memory, 0, size)
