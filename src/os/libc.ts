@@ -14,6 +14,7 @@ const errno: () => number = koffi.errno
 const c = {
   read: libc.func('long read(int, uintptr_t, size_t)'),
   write: libc.func('long write(int, uintptr_t, size_t)'),
+  writev: libc.func('long writev(int, uintptr_t, int)'),
   poll: libc.func('int poll(uintptr_t, ulong, int)'),
   sendto: libc.func('long sendto(int, uintptr_t, size_t, int, uintptr_t, uint)'),
   sendmmsg: libc.func('int sendmmsg(int, uintptr_t, uint, int)'),
@@ -60,6 +61,12 @@ export function read(fd: number, address: number, length: number): number {
 /** write(2). */
 export function write(fd: number, address: number, length: number): number {
   const n = c.write(fd, address, length)
+  return n < 0 ? -errno() : n
+}
+
+/** writev(2) of `count` iovec structures (address u64, length u64). */
+export function writev(fd: number, iovecs: number, count: number): number {
+  const n = c.writev(fd, iovecs, count)
   return n < 0 ? -errno() : n
 }
 
