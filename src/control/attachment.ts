@@ -26,7 +26,7 @@ import {
   pin,
   updateMap,
 } from '../os/bpf.ts'
-import { type AttachRung, attachClassifier, detachClassifiers, release } from '../os/classifier.ts'
+import { type AttachRung, attachClassifier, countHeld, detachClassifiers, release } from '../os/classifier.ts'
 import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
 import { deleteLink, linkInfo } from '../os/netns.ts'
 import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
@@ -61,6 +61,9 @@ export interface Attachment {
   readonly id: string
   readonly namespace: string
   readonly interface: string
+  /** Of the interface and of the TAP. */
+  readonly index: number
+  readonly tapIndex: number
   readonly tapName: string
   /** One a worker; each belongs to whoever builds the TapDevice, which closes it. */
   readonly tapFds: readonly number[]
@@ -78,9 +81,16 @@ export interface Attachment {
   heartbeatAgeMs(): number
   /** What the gates counted. */
   failCounters(): FailCounters
+  /** Whether the gates and the way back are where they were put. A process each with clsact. */
+  isAttached(): boolean
+  /** Takes over the interface's addresses, by which the gates know protected pods, and its MTU. Throws DetourError when the map is full. */
+  update(addresses: readonly string[], mtu: number): void
   /** Takes interception away and leaves the interface as it was found. Packets pass untouched from the first step on. */
   detach(): void
 }
+
+/** Two gates and the way back. */
+const PROGRAMS = 3
 
 /** Makes the map of protected pods' addresses, one a node; the caller closes it. */
 export function createProtectedMap(entries = 65_536): number {
@@ -97,7 +107,7 @@ export function attach(options: AttachOptions): Attachment {
 
   const directory = pinDirectoryOf(options)
   const tapName = tapNameOf(name)
-  const keys = link.addresses.map(protectedKey)
+  let { addresses, mtu } = link
   const workers = options.steering?.workers ?? 1
   const opened: number[] = []
   try {
@@ -127,29 +137,43 @@ export function attach(options: AttachOptions): Attachment {
     const taken = put(name, 'ingress', gateOf('ingress'), 'dt_gate_in')
 
     const heartbeat = new Heartbeat(mapFd, workers)
-    for (const key of keys) updateMap(protectedMap, key, Uint8Array.of(1))
+    protect(protectedMap, addresses)
     heartbeat.enable(failMode, heartbeatLimitMs)
     let attached = true
     return {
       id,
       namespace,
       interface: name,
+      index: link.index,
+      tapIndex,
       tapName,
       tapFds: tap.fds,
       headerSize: tap.headerSize,
       capabilities: tap.offloads,
       mac: link.mac,
-      addresses: link.addresses,
-      mtu: link.mtu,
+      get addresses() {
+        return addresses
+      },
+      get mtu() {
+        return mtu
+      },
       mapFd,
       rung: taken,
       heartbeatAgeMs: () => heartbeat.ageMs(),
       failCounters: () => heartbeat.read(),
+      isAttached: () => countHeld(namespace, directory) === PROGRAMS,
+      update(newAddresses, newMtu) {
+        protect(protectedMap, newAddresses)
+        const gone = addresses.filter(address => !newAddresses.includes(address))
+        unprotect(protectedMap, gone)
+        addresses = [...newAddresses]
+        mtu = newMtu
+      },
       detach() {
         if (!attached) return
         attached = false
         heartbeat.disable()
-        for (const key of keys) deleteFromMap(protectedMap, key)
+        unprotect(protectedMap, addresses)
         cleanup(options)
         heartbeat.close()
         closeSync(mapFd)
@@ -189,6 +213,14 @@ const pinDirectoryOf = ({ pinDirectory = PIN_DIRECTORY, id }: { pinDirectory?: s
   `${pinDirectory}/${id}`
 
 const tapNameOf = (name: string) => `dt-${name.slice(0, 12)}`
+
+function protect(map: number, addresses: readonly string[]): void {
+  for (const address of addresses) updateMap(map, protectedKey(address), Uint8Array.of(1))
+}
+
+function unprotect(map: number, addresses: readonly string[]): void {
+  for (const address of addresses) deleteFromMap(map, protectedKey(address))
+}
 
 // The key of the protected map: 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2).
 function protectedKey(address: string): Uint8Array {
