@@ -132,11 +132,14 @@ export function each(count: number, body: () => void): () => number {
 export function heap(count: number, body: () => void): () => number {
   setFlagsFromString('--expose-gc')
   const gc = runInNewContext('gc') as () => void
+  const used = () => process.memoryUsage().heapUsed
   return () => {
     gc()
-    const from = process.memoryUsage().heapUsed
+    // Looking allocates too.
+    const before = used()
+    const from = used()
     body()
-    return Math.max(0, process.memoryUsage().heapUsed - from) / count
+    return Math.max(0, used() - from - (from - before)) / count
   }
 }
 
