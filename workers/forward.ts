@@ -5,6 +5,7 @@ import { serve } from '../src/control/spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest } from '../src/control/worker-input.ts'
 import { Devices } from '../src/device/open.ts'
 import { Counters } from '../src/memory/counters.ts'
+import { NextHopView } from '../src/memory/nexthop.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
 import { nameThread } from '../src/os/thread.ts'
@@ -20,11 +21,14 @@ const counters = new Counters()
 const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const forwarder = new Forwarder(pool, counters, underlay, input.forwarder)
+const nextHop = new NextHopView(input.nextHop)
+forwarder.underlayMtu = nextHop.mtu
 const heartbeats = new Map<number, Heartbeat>()
 let nextPublish = 0
 
 const loop = new Loop(now => {
   for (const heartbeat of heartbeats.values()) heartbeat.beat(input.worker)
+  if (nextHop.refresh()) forwarder.underlayMtu = nextHop.mtu
   forwarder.tick(now)
   if (now >= nextPublish) {
     nextPublish = now + PUBLISH_MS

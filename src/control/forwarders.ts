@@ -11,6 +11,7 @@ import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { Config } from './config.ts'
+import type { Way } from './nexthop.ts'
 import type { WorkerCounters } from './source.ts'
 import { type RunningWorker, spawnWorker } from './spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest } from './worker-input.ts'
@@ -21,7 +22,8 @@ const FRAMES = 1024
 export interface ForwardersOptions {
   config: Config
   tunnel: TunnelConfig
-  underlayMtu: number
+  /** The way to the endpoint, as it is found from time to time. */
+  way: Way
   probe: ProbeOptions
   steering: Steering
   /** The underlay's queue of each worker. */
@@ -47,7 +49,7 @@ export class Forwarders {
 
   /** Starts the workers and resolves when all of them serve the underlay. Throws DetourError, and then none is left. */
   static async start(options: ForwardersOptions): Promise<Forwarders> {
-    const { config, tunnel, underlayMtu, probe, steering } = options
+    const { config, tunnel, way, probe, steering } = options
     const policy = compile(config.bypass.map(bypassRule), VERDICT.STEER, 'bypass')
     // One seed, because a flow is at home at one worker only if all agree on what a flow is.
     const seed = randomSeed()
@@ -64,7 +66,8 @@ export class Forwarders {
         workers: steering.workers,
         pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
         underlay,
-        forwarder: { tunnel, underlayMtu, flows, seed, policy, probe, probeShare },
+        nextHop: way.handle,
+        forwarder: { tunnel, underlayMtu: way.mtu, flows, seed, policy, probe, probeShare },
         tickMs: Math.min(50, Math.max(5, Math.floor(config.heartbeatLimitMs / 4))),
       }
       const name = steering.workers === 1 ? 'forward' : `forward-${number}`

@@ -6,6 +6,7 @@ import type { Attachment } from './attachment.ts'
 import type { Config } from './config.ts'
 import { flowRows } from './flows.ts'
 import type { Forwarders } from './forwarders.ts'
+import type { Way } from './nexthop.ts'
 import type { Pods } from './pods.ts'
 import { type AttachmentRow, type FlowRow, type Source, selectFlows } from './source.ts'
 import type { Underlay } from './underlay.ts'
@@ -15,11 +16,12 @@ export interface NodeParts {
   config: Config
   namespace: string
   underlay: Underlay
+  way: Way
   forwarders: Forwarders
   pods: Pods
 }
 
-export function nodeSource({ config, namespace, underlay, forwarders, pods }: NodeParts): Source {
+export function nodeSource({ config, namespace, underlay, way, forwarders, pods }: NodeParts): Source {
   const { profile, local = '', remote = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
   function* flows(): Generator<FlowRow> {
@@ -38,7 +40,7 @@ export function nodeSource({ config, namespace, underlay, forwarders, pods }: No
         remote,
         port,
         vni,
-        mtu: underlay.uplinkMtu,
+        mtu: way.mtu,
         rung: underlay.offloadRung,
         capabilities: capabilityNames(underlay.capabilities),
         missed: underlay.tapName === '' ? undefined : queueDrops(underlay.tapName, namespace),

@@ -6,15 +6,18 @@ import { randomSeed } from '../flow/hash.ts'
 import type { Steering } from '../flow/steering.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
+import type { Alarm } from './alarm.ts'
 import { createCaptures } from './captures.ts'
 import { type Config, workerCount } from './config.ts'
 import { Forwarders } from './forwarders.ts'
+import { Way } from './nexthop.ts'
 import { type NodeParts, nodeSource } from './node-source.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { openTunnelSockets } from './sockets.ts'
 import type { Source } from './source.ts'
 import { tunnelConfig } from './tunnel.ts'
 import { openUnderlay, type Underlay } from './underlay.ts'
+import { Upkeep } from './upkeep.ts'
 
 export type { PodOptions } from './pods.ts'
 
@@ -43,6 +46,8 @@ export interface RunningNode {
   readonly done: Promise<void>
   /** What the workers last published: whether the endpoint answers, and its probes. */
   status(): { endpointUp: boolean; probesSent: number; probesAnswered: number }
+  /** What is or was wrong with uplink, pods, endpoint, or for want of room. */
+  alarms(): Alarm[]
   /** Takes one more pod's packets; resolves when they flow. Throws DetourError and leaves the pod as it was. */
   attach(pod: PodOptions): Promise<void>
   /** Leaves a pod's interface as it was found; one that is not attached is fine. */
@@ -63,6 +68,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
   }
   let forwarders: Forwarders | undefined
   let pods: Pods | undefined
+  let upkeep: Upkeep | undefined
   try {
     const underlay = openUnderlay({
       namespace,
@@ -78,7 +84,10 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${underlay.attachRung ?? 'a socket'}`,
     )
     if (steering.workers > 1) log(`${steering.workers} workers share the flows`)
-    const mtu = innerMtu(tunnel, underlay.uplinkMtu)
+    const { local, remote } = tunnel
+    const way = new Way({ namespace, uplink: options.uplink, local, remote }, underlay.uplinkMtu)
+    made.push(() => way.close())
+    const mtu = innerMtu(tunnel, way.mtu)
     if (mtu < IPV6_MINIMUM_MTU)
       log(`inner MTU ${mtu}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${options.uplink}`)
     const create = (path: string | undefined) => {
@@ -94,15 +103,19 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     forwarders = await Forwarders.start({
       config,
       tunnel,
-      underlayMtu: underlay.uplinkMtu,
+      way,
       probe: options.probe ?? DEFAULT_PROBE,
       steering,
       underlay: devices.map((device, worker) => ({ device, capture: captures[worker] })),
     })
     pods = new Pods({ config, forwarders, steering, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)
-    return running({ config, namespace, underlay, forwarders, pods }, takeAway)
+    const parts = { config, namespace, underlay, way, forwarders, pods }
+    upkeep = new Upkeep({ ...parts, uplink: options.uplink, log })
+    for (const pod of options.pods) upkeep.keep(pod)
+    return running(parts, upkeep, takeAway)
   } catch (error) {
+    await upkeep?.close()
     pods?.close()
     await forwarders?.stop().catch(() => {})
     takeAway()
@@ -110,15 +123,23 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
   }
 }
 
-function running(parts: NodeParts, takeAway: () => void): RunningNode {
+function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): RunningNode {
   const { forwarders, pods } = parts
   return {
     source: nodeSource(parts),
     done: forwarders.done,
     status: () => forwarders.endpoint(),
-    attach: pod => pods.attach(pod),
-    detach: id => pods.detach(id),
+    alarms: () => upkeep.list(),
+    async attach(pod) {
+      await pods.attach(pod)
+      upkeep.keep(pod)
+    },
+    async detach(id) {
+      await upkeep.release(id)
+      await pods.detach(id)
+    },
     async stop() {
+      await upkeep.close()
       // Interception first, so that no packet is on its way to a worker that is gone.
       pods.close()
       await forwarders.stop().finally(takeAway)

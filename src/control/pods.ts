@@ -83,6 +83,11 @@ export class Pods {
     return [...this.byNumber.values()]
   }
 
+  /** The attachment of an id, while it is there. */
+  get(id: string): Attachment | undefined {
+    return this.attachments.find(attachment => attachment.id === id)
+  }
+
   /** The id of an attachment that is or was there, by its number. */
   id(number: number): string {
     return this.byNumber.get(number)?.id ?? ''

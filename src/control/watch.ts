@@ -2,10 +2,9 @@
 // without entering a namespace. Main thread only.
 
 import { statSync } from 'node:fs'
-import { DetourError } from '../errors.ts'
 import { addressOf, POLL, poll } from '../os/libc.ts'
 import { namespacePath } from '../os/netns.ts'
-import { GROUP, type Link, Rtnetlink } from '../os/rtnetlink.ts'
+import { GROUP, type Link, type Rtnetlink, rtnetlinkIn } from '../os/rtnetlink.ts'
 
 /**
  * What happened to an interface: it went away (with its namespace, or renamed, too), one of its name came (a new one, although it may
@@ -82,7 +81,7 @@ export class LinkWatch {
   /** Opens the socket of a namespace, if there is one. */
   private open(place: Place): void {
     const id = inode(place.namespace)
-    place.socket = id === 0 ? undefined : openSocket(place.namespace, GROUPS)
+    place.socket = id === 0 ? undefined : rtnetlinkIn(place.namespace, GROUPS)
     place.id = place.socket === undefined ? 0 : id
     this.arrange()
   }
@@ -159,21 +158,11 @@ function become(watched: Watched, next: Link | undefined): void {
 
 /** The interfaces of these names as they are now. */
 function ask({ namespace, socket }: Place, names: string[]): (Link | undefined)[] {
-  const questions = socket === undefined ? undefined : openSocket(namespace)
+  const questions = socket === undefined ? undefined : rtnetlinkIn(namespace)
   try {
     return names.map(name => questions?.link(name))
   } finally {
     questions?.close()
-  }
-}
-
-// A namespace may go, or be about to come, at any moment: a file that is none yet, or no more, counts as none.
-function openSocket(namespace: string, groups = 0): Rtnetlink | undefined {
-  try {
-    return new Rtnetlink(namespace, groups)
-  } catch (error) {
-    if (error instanceof DetourError && namespace !== '') return undefined
-    throw error
   }
 }
 

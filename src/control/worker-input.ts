@@ -3,6 +3,7 @@
 import type { DeviceSpec } from '../device/open.ts'
 import type { CaptureFile, CaptureFormat, OutputFile, PiecesHandle, Rate } from '../device/pcap.ts'
 import type { CountersHandle } from '../memory/counters.ts'
+import type { NextHopHandle } from '../memory/nexthop.ts'
 import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
 import type { ForwarderOptions } from '../pipeline/forwarder.ts'
@@ -26,6 +27,7 @@ export interface ForwardInput extends WorkerInput {
   workers: number
   pool: PoolHandle
   underlay: DeviceSpec
+  nextHop: NextHopHandle
   forwarder: ForwarderOptions
   /** The longest time between two ticks, and so between two heartbeats. */
   tickMs: number

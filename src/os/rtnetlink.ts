@@ -3,6 +3,7 @@
 //
 // NB: an open socket keeps its namespace alive: close it when the namespace's name is gone, or its interfaces never end.
 
+import { DetourError } from '../errors.ts'
 import { AF, addressOf, bind, close, ERRNO, must, read, SOCK, socket, systemError, write } from './libc.ts'
 import { inNamespace } from './netns.ts'
 
@@ -284,6 +285,17 @@ export class Rtnetlink {
       at += (size + 3) & ~3
     }
     return -1
+  }
+}
+
+/** Opens a socket in a namespace that may go, or be about to come, at any moment; undefined while there is none. */
+export function rtnetlinkIn(namespace: string, groups = 0): Rtnetlink | undefined {
+  try {
+    return new Rtnetlink(namespace, groups)
+  } catch (error) {
+    // A name may be there before or after what it names.
+    if (error instanceof DetourError && namespace !== '') return undefined
+    throw error
   }
 }
 

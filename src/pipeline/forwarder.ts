@@ -47,6 +47,7 @@ export class Forwarder {
   readonly table: FlowTable
   readonly underlayLeg: Leg
   private readonly pool: Pool
+  private readonly tunnel: TunnelConfig
   private readonly fragments = new FragmentTable()
   private readonly index: AttachmentIndex
   private readonly classify: Classify
@@ -65,6 +66,7 @@ export class Forwarder {
 
   constructor(pool: Pool, counters: Counters, underlay: Device, options: ForwarderOptions) {
     this.pool = pool
+    this.tunnel = options.tunnel
     this.table = new FlowTable(options.flows)
     this.index = new AttachmentIndex(pool)
     const { fragments, table, index, back } = this
@@ -107,6 +109,11 @@ export class Forwarder {
     this.pods[attachment] = undefined
     this.index.delete(attachment)
     return pod?.device
+  }
+
+  /** MTU of the underlay in bytes, which may change while packets flow. */
+  set underlayMtu(mtu: number) {
+    this.fit.mtu = innerMtu(this.tunnel, mtu)
   }
 
   /** Whether the endpoint answers. */

@@ -1,0 +1,157 @@
+// Keeps pods attached: what others do to a pod's interface, its namespace, or to our TAP and classifiers there is noticed, told
+// once, and made good as soon as it can be. Main thread only.
+
+import ipaddr from 'ipaddr.js'
+import { type Link, rtnetlinkIn } from '../os/rtnetlink.ts'
+import type { Alarms } from './alarm.ts'
+import type { Attachment } from './attachment.ts'
+import type { Losses } from './losses.ts'
+import type { PodOptions, Pods } from './pods.ts'
+import type { LinkChange, LinkWatch } from './watch.ts'
+
+/** Time between two examinations where no event asks for one, ms. */
+const EXAMINE_MS = 2000
+
+export interface PodUpkeepOptions {
+  pods: Pods
+  watch: LinkWatch
+  alarms: Alarms
+  losses: Losses
+}
+
+interface Kept {
+  pod: PodOptions
+  /** What has happened since the last examination. */
+  changes: Set<LinkChange>
+  /** When it is next examined without anything happening, ms. */
+  due: number
+  /** A repair that is under way. */
+  work: Promise<void> | undefined
+  stop: () => void
+}
+
+/** What is found in the pod's namespace. */
+interface Found {
+  link: Link | undefined
+  tap: Link | undefined
+  addresses: string[]
+}
+
+export class PodUpkeep {
+  private readonly options: PodUpkeepOptions
+  private readonly kept = new Map<string, Kept>()
+
+  constructor(options: PodUpkeepOptions) {
+    this.options = options
+  }
+
+  /** Keeps an attached pod attached until `release`. Throws DetourError. */
+  keep(pod: PodOptions): void {
+    const { watch, pods } = this.options
+    const changes = new Set<LinkChange>()
+    const note = (change: LinkChange) => void changes.add(change)
+    const attachment = pods.get(pod.id)
+    const names = attachment === undefined ? [] : [attachment.interface, attachment.tapName]
+    const stops = names.map(name => watch.watch(pod.namespace, name, note).stop)
+    const stop = () => {
+      for (const each of stops) each()
+    }
+    this.kept.set(pod.id, { pod, changes, due: 0, work: undefined, stop })
+  }
+
+  /** Keeps it no longer; resolves when a repair that was under way is over. */
+  async release(id: string): Promise<void> {
+    const kept = this.kept.get(id)
+    if (kept === undefined) return
+    this.kept.delete(id)
+    kept.stop()
+    await kept.work
+  }
+
+  /** Examines the pods that something happened to, and the others now and then. `now` in ms. */
+  tick(now: number): void {
+    for (const kept of this.kept.values()) {
+      if (kept.work !== undefined || (kept.changes.size === 0 && now < kept.due)) continue
+      kept.due = now + EXAMINE_MS
+      this.examine(kept)
+    }
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.kept.keys()].map(id => this.release(id)))
+  }
+
+  private examine(kept: Kept): void {
+    const { pods, alarms, losses } = this.options
+    const { pod, changes } = kept
+    const { id, namespace } = pod
+    const filters = changes.has('filters')
+    changes.clear()
+    const attachment = pods.get(id)
+    const name = attachment?.interface ?? pod.interface ?? 'eth0'
+    const found = look(namespace, name, attachment?.tapName ?? '')
+    const alarm = `attachment ${id}`
+    const fault = faultOf(attachment, found, filters)
+    if (fault === '' && attachment !== undefined && found?.link !== undefined) {
+      alarms.clear(alarm, `${alarm}: ${name} of ${namespace} is served again`)
+      if (found.addresses.join() !== attachment.addresses.join() || found.link.mtu !== attachment.mtu) {
+        alarms.note(
+          `${alarm} changed`,
+          `${alarm}: ${name} now has ${found.addresses.join(', ')}, MTU ${found.link.mtu}`,
+        )
+        attachment.update(found.addresses, found.link.mtu)
+      }
+      losses.count(
+        `tap:${id}:${attachment.tapName}`,
+        'queue-full',
+        'the workers do not keep up',
+        found.tap?.txDropped ?? 0,
+      )
+      return
+    }
+    alarms.raise(alarm, `${alarm}: ${fault.replace('%', `${name} of ${namespace}`)}`)
+    kept.work = this.repair(kept, found?.link !== undefined)
+      .catch(error => alarms.raise(alarm, `${alarm}: ${(error as Error).message}`))
+      .finally(() => {
+        kept.work = undefined
+      })
+  }
+
+  /** Takes away what is left, and attaches again where there is an interface. */
+  private async repair({ pod, changes }: Kept, there: boolean): Promise<void> {
+    const { pods } = this.options
+    await pods.detach(pod.id)
+    if (!there || !this.kept.has(pod.id)) return
+    await pods.attach(pod)
+    // What that did to the namespace is looked at, too, which ends the alarm.
+    changes.add('filters')
+  }
+}
+
+/** What is wrong with an attachment in words, '%' for its interface; '' when nothing is. */
+function faultOf(attachment: Attachment | undefined, found: Found | undefined, filters: boolean): string {
+  if (found === undefined) return 'the namespace of % is gone'
+  const { link, tap } = found
+  if (link === undefined) return '% is gone'
+  if (attachment === undefined || attachment.index !== link.index) return '% was made anew'
+  if (attachment.mac !== link.mac) return `% has another address, ${link.mac}`
+  if (tap?.index !== attachment.tapIndex) return 'the TAP beside % was taken away'
+  if (!tap.up) return 'the TAP beside % was set down'
+  // With clsact it takes processes, so only when there was an event, which TCX has none.
+  if ((filters || attachment.rung === 'tcx') && !attachment.isAttached()) return 'the programs on % were taken off'
+  return ''
+}
+
+/** Undefined when there is no such namespace. */
+function look(namespace: string, name: string, tapName: string): Found | undefined {
+  const questions = rtnetlinkIn(namespace)
+  if (questions === undefined) return undefined
+  try {
+    const link = questions.link(name)
+    const bytes = link === undefined ? [] : questions.addresses(link.index)
+    const addresses = bytes.map(address => ipaddr.fromByteArray(Array.from(address)).toString())
+    return { link, tap: tapName === '' ? undefined : questions.link(tapName), addresses }
+  } finally {
+    questions.close()
+  }
+}

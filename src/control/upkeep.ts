@@ -1,0 +1,103 @@
+// A node's upkeep: a timer of the main thread that looks at uplink, pods, endpoint and losses, tells what is wrong, once, and
+// has it made good. Packets never wait for it.
+
+import { monotonicMs } from '../os/clock.ts'
+import { type Alarm, Alarms } from './alarm.ts'
+import type { Config } from './config.ts'
+import type { Forwarders } from './forwarders.ts'
+import { Losses } from './losses.ts'
+import type { Way } from './nexthop.ts'
+import { PodUpkeep } from './pod-upkeep.ts'
+import type { PodOptions, Pods } from './pods.ts'
+import type { Underlay } from './underlay.ts'
+import { UplinkUpkeep } from './uplink-upkeep.ts'
+import { LinkWatch } from './watch.ts'
+
+const TICK_MS = 200
+const LOSSES_MS = 1000
+
+export interface UpkeepOptions {
+  config: Config
+  namespace: string
+  uplink: string
+  underlay: Underlay
+  way: Way
+  forwarders: Forwarders
+  pods: Pods
+  log: (line: string) => void
+}
+
+export class Upkeep {
+  private readonly options: UpkeepOptions
+  private readonly alarms: Alarms
+  private readonly losses: Losses
+  private readonly watch = new LinkWatch()
+  private readonly uplink: UplinkUpkeep
+  private readonly pods: PodUpkeep
+  private readonly timer: NodeJS.Timeout
+  private lossesDue = 0
+
+  /** Starts; `close` ends it. Throws DetourError. */
+  constructor(options: UpkeepOptions) {
+    this.options = options
+    const { watch } = this
+    const alarms = new Alarms(options.log)
+    const losses = new Losses(alarms)
+    this.alarms = alarms
+    this.losses = losses
+    this.uplink = new UplinkUpkeep({ ...options, watch, alarms, losses })
+    this.pods = new PodUpkeep({ ...options, watch, alarms, losses })
+    this.timer = setInterval(() => this.tick(), TICK_MS)
+    this.timer.unref()
+  }
+
+  /** Keeps a pod attached that is. */
+  keep(pod: PodOptions): void {
+    this.pods.keep(pod)
+  }
+
+  /** Keeps it no longer; resolves when nothing works on it any more. */
+  release(id: string): Promise<void> {
+    return this.pods.release(id)
+  }
+
+  /** What is or was wrong. */
+  list(): Alarm[] {
+    return this.alarms.list()
+  }
+
+  /** Ends; resolves when nothing is being repaired any more. */
+  async close(): Promise<void> {
+    clearInterval(this.timer)
+    await this.pods.close()
+    this.uplink.close()
+    this.watch.close()
+  }
+
+  private tick(): void {
+    const now = monotonicMs()
+    try {
+      this.watch.look()
+      this.uplink.tick(now)
+      this.pods.tick(now)
+      this.endpoint()
+      if (now >= this.lossesDue) {
+        this.lossesDue = now + LOSSES_MS
+        this.losses.look(this.options.forwarders.counters())
+      }
+      this.alarms.clear('upkeep', 'upkeep works again')
+    } catch (error) {
+      // Packets go on without upkeep; what it could not do now it tries again.
+      this.alarms.raise('upkeep', `upkeep: ${(error as Error).message}`)
+    }
+    this.alarms.tick()
+  }
+
+  private endpoint(): void {
+    const { config, forwarders } = this.options
+    const name = `endpoint ${config.tunnel.remote}`
+    const what = config.failMode === 'open' ? 'pass uninspected (fail-open)' : 'are dropped (fail-closed)'
+    if (forwarders.endpoint().endpointUp) this.alarms.clear(name, `${name} answers again`)
+    else this.alarms.raise(name, `${name} does not answer: packets ${what}`)
+  }
+}

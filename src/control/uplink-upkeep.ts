@@ -1,0 +1,95 @@
+// Keeps the uplink attached: its carrier, its MTU, a new one of its name, programs that somebody took off. Told once, made good
+// where it can be. Main thread only.
+
+import { Rtnetlink } from '../os/rtnetlink.ts'
+import type { Alarms } from './alarm.ts'
+import type { Losses } from './losses.ts'
+import type { Way } from './nexthop.ts'
+import type { Underlay } from './underlay.ts'
+import type { LinkWatch } from './watch.ts'
+
+/** Time between two looks at what no event tells of, ms. */
+const EXAMINE_MS = 1000
+
+export interface UplinkUpkeepOptions {
+  namespace: string
+  uplink: string
+  underlay: Underlay
+  way: Way
+  watch: LinkWatch
+  alarms: Alarms
+  losses: Losses
+}
+
+export class UplinkUpkeep {
+  private readonly options: UplinkUpkeepOptions
+  private readonly questions: Rtnetlink
+  private readonly stop: () => void
+  private readonly name: string
+  private mtu: number
+  private due = 0
+  private filters = false
+
+  /** Throws DetourError. */
+  constructor(options: UplinkUpkeepOptions) {
+    const { namespace, uplink, way, watch, alarms } = options
+    this.options = options
+    this.name = `uplink ${uplink}`
+    this.mtu = way.mtu
+    this.questions = new Rtnetlink(namespace)
+    this.stop = watch.watch(namespace, uplink, change => {
+      // A link that is up again by the next tick has been down all the same.
+      if (change === 'down') alarms.raise(this.name, `${this.name} is down`)
+      if (change === 'gone') alarms.raise(this.name, `${this.name} is gone`)
+      if (change === 'filters') this.filters = true
+    }).stop
+  }
+
+  /** Looks at the way and the uplink, and makes good what it can. `now` in ms. */
+  tick(now: number): void {
+    const { way, alarms } = this.options
+    const { name } = this
+    way.refresh()
+    if (way.mtu !== this.mtu) {
+      alarms.note(`${name} MTU`, `${name}: the path MTU was ${this.mtu} and is ${way.mtu}`)
+      this.mtu = way.mtu
+    }
+    const fault = this.fault(now)
+    if (fault !== '') alarms.raise(name, `${name} ${fault}`)
+    else alarms.clear(name, `${name} works again`)
+  }
+
+  close(): void {
+    this.stop()
+    this.questions.close()
+  }
+
+  /** What is wrong and stays so; '' when nothing is. */
+  private fault(now: number): string {
+    const { underlay, way, alarms, losses } = this.options
+    const { link } = way
+    if (link === undefined) return 'is gone'
+    if (underlay.tapName !== '') {
+      let lost = link.index === underlay.uplinkIndex() ? '' : 'was made anew'
+      if (lost === '' && (now >= this.due || this.filters)) {
+        const tap = this.questions.link(underlay.tapName)
+        if (tap === undefined) return `has lost its TAP ${underlay.tapName}: restart the node`
+        losses.count(`tap:${underlay.tapName}`, 'queue-full', 'the workers do not keep up', tap.txDropped)
+        if (!tap.up) lost = 'has its TAP set down'
+        else if ((underlay.attachRung === 'tcx' || this.filters) && !underlay.isAttached())
+          lost = 'has lost its programs'
+        this.due = now + EXAMINE_MS
+        this.filters = false
+      }
+      if (lost !== '') {
+        alarms.raise(this.name, `${this.name} ${lost}`)
+        try {
+          underlay.reattach()
+        } catch (error) {
+          return `cannot be attached: ${(error as Error).message}`
+        }
+      }
+    }
+    return link.running ? '' : 'is down'
+  }
+}
