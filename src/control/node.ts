@@ -125,6 +125,13 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
 
 function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): RunningNode {
   const { forwarders, pods } = parts
+  let ended: Promise<void> | undefined
+  async function end(): Promise<void> {
+    await upkeep.close()
+    // Interception first, so that no packet is on its way to a worker that is gone.
+    pods.close()
+    await forwarders.stop().finally(takeAway)
+  }
   return {
     source: nodeSource(parts),
     done: forwarders.done,
@@ -138,11 +145,9 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
       await upkeep.release(id)
       await pods.detach(id)
     },
-    async stop() {
-      await upkeep.close()
-      // Interception first, so that no packet is on its way to a worker that is gone.
-      pods.close()
-      await forwarders.stop().finally(takeAway)
+    stop() {
+      ended ??= end()
+      return ended
     },
   }
 }
