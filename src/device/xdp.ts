@@ -216,7 +216,8 @@ export class XdpDevice implements Device {
     return 0
   }
 
-  // Has the kernel send what is in the ring, and counts what it took.
+  // Has the kernel send what is in the ring, and counts what it took. EAGAIN with progress: as much as one call may send.
+  // EBUSY: the interface dropped a packet.
   private kick(): void {
     const { tx, handle, counters } = this
     while (this.held > 0 && !this.exhausted) {
@@ -227,8 +228,7 @@ export class XdpDevice implements Device {
       }
       const taken = this.take()
       if (result === -ERRNO.ENXIO) this.lose()
-      // EAGAIN with progress: as much as one call may send. EBUSY: the interface dropped a packet.
-      if (result === -ERRNO.EBUSY) counters.failed()
+      else if (result === -ERRNO.EBUSY) counters.failed()
       else if (result !== -ERRNO.EAGAIN) {
         if (result < 0 && !this.refusing) counters.failed()
         this.refusing = result < 0
