@@ -1,19 +1,15 @@
-// Memory for packets that come from and go to the kernel: on page boundaries where AF_XDP wants them, in huge pages where there are some.
+// A pool whose small frames are an AF_XDP UMEM. Huge pages for it were tried: 64 KiB through a pair of TAPs took 3.9 us with and without.
 
-import { addressOf, MADV, madvise } from '../os/libc.ts'
+import { addressOf } from '../os/libc.ts'
 import type { UmemArea } from '../os/xdp.ts'
 import { createPool, type PoolHandle, type PoolOptions, SMALL_FRAME, SMALL_HEADROOM } from './pool.ts'
 
 const PAGE = 4096
 
-/** Allocates a pool as createPool does, its small frames at a page's start, so that they can be a UMEM, and asks the kernel for huge pages. */
+/** Allocates a pool as createPool does, its small frames from a page's start on. */
 export function createLivePool(options: PoolOptions): PoolHandle {
   const handle = createPool(options)
-  const bytes = new Uint8Array(handle.memory)
-  const toPage = (PAGE - (addressOf(bytes) % PAGE)) % PAGE
-  if (handle.small > 0) handle.base = toPage
-  // A kernel without huge pages refuses, and then there are none.
-  madvise(addressOf(bytes) + toPage, Math.floor((bytes.length - toPage) / PAGE) * PAGE, MADV.HUGEPAGE)
+  if (handle.small > 0) handle.base = (PAGE - (addressOf(new Uint8Array(handle.memory)) % PAGE)) % PAGE
   return handle
 }
 
