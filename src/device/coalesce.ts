@@ -12,6 +12,7 @@
 
 import { BATCH, type Batch } from '../memory/batch.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
+import { LARGEST_SUPER_PACKET } from '../os/tun.ts'
 import { u16 } from '../wire/bytes.ts'
 import { fold, pseudo } from '../wire/checksum.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
@@ -27,9 +28,6 @@ const { TCP, UDP } = ipv4.PROTOCOL
 const SLOTS = 64
 /** Datagrams in a super-packet: what every kernel takes (UDP_MAX_SEGMENTS, 128 since 6.9). */
 const DATAGRAMS = 64
-/** Largest IP packet. */
-const LARGEST = 65_535
-
 /** Flags that end a super-packet, which has them in its last segment, and those that keep a segment out altogether. */
 const LAST = tcp.FIN | tcp.PSH
 const ALONE = tcp.SYN | tcp.RST | tcp.URG | tcp.CWR
@@ -208,7 +206,7 @@ export class Coalescer {
     const size = end - payload
     if (size <= 0 || size > this.size[slot] || pool.gso[frame] !== GSO.NONE || end !== start + pool.length[frame])
       return false
-    if (end - ip + this.size[slot] + this.bytes[head] > LARGEST) return false
+    if (end - start + this.size[slot] + this.bytes[head] >= LARGEST_SUPER_PACKET) return false
     if (view.getInt32(transport) !== view.getInt32(transport + by) || !this.sameNetwork(start, by, ip)) return false
     if (protocol === TCP) {
       const word = view.getInt32(transport + 12)

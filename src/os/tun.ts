@@ -115,9 +115,12 @@ function openTunFile(name: string, multiQueue: boolean): number {
   return fd
 }
 
-// Larger super-packets, which a NIC's receive offload may make up to 64 KiB, the kernel cuts before the TAP: with a tunnel's
-// headers in front they would not fit an IP packet. 65,535 less GENEVE over IPv6 and the inner Ethernet header, rounded down.
-const LARGEST_SUPER_PACKET = 65_400
+/**
+ * Bytes of a super-packet, Ethernet header included, from which on the kernel cuts it in software before a TAP that is a
+ * tunnel's end: a NIC's receive offload may make 64 KiB, and with a tunnel's headers in front that would not fit an IP
+ * packet. 65,535 less GENEVE over IPv6 and the inner Ethernet header, rounded down.
+ */
+export const LARGEST_SUPER_PACKET = 65_400
 
 /** Makes a TAP that nobody but Detour talks through: no addresses, no neighbour discovery, any size of frame. */
 export function quietTap(name: string, namespace: string): void {

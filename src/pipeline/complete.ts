@@ -12,6 +12,7 @@ import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
+import { LARGEST_SUPER_PACKET } from '../os/tun.ts'
 import { setU16, u16 } from '../wire/bytes.ts'
 import { finish, pseudo, sum } from '../wire/checksum.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -24,8 +25,6 @@ import { localChecksum, partialChecksum, Segmenter } from './segment.ts'
 /** Datagrams in a super-packet of the underlay; what Linux takes everywhere (UDP_MAX_SEGMENTS, 128 since 6.9). */
 const USO_SEGMENTS = 64
 const USO = CAPABILITY.USO4 | CAPABILITY.USO6
-/** Largest IP packet. */
-const LARGEST = 65_535
 
 /** The stage in front of a device. */
 export class Complete {
@@ -154,20 +153,19 @@ export class Complete {
     const { count, shared, payload } = segmenter
     const size = payload - shared + segmenter.size
     const headers = shared - pool.start[frame]
+    const room = Math.min(LARGEST_SUPER_PACKET - 1, pool.frameSize - pool.headroom) - headers
+    const most = Math.max(1, Math.min(USO_SEGMENTS, Math.floor(room / size)))
     let made = 0
     for (let i = 0; i < count; ) {
-      const packet = portions.take()
+      const last = Math.min(count, i + most)
+      const packet = portions.take(headers + (last - i) * size)
+      made++
       if (packet < 0) {
-        // What is left would have been at least one more.
-        made++
+        // What is left would have been at least this one.
         counters.dropped(DROP.NO_FRAME)
         break
       }
-      made++
-      const first = packet * pool.frameSize + pool.headroomOf(frame) + headers
-      const room = Math.min(pool.limit(packet) - first, LARGEST - headers)
-      const last = Math.min(count, i + Math.max(1, Math.min(USO_SEGMENTS, Math.floor(room / size))))
-      let at = first
+      let at = pool.start[packet] + headers
       for (let j = i; j < last; j++) {
         counters.copied(segmenter.bytesOf(j))
         at += segmenter.writeInner(j, at)

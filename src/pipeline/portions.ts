@@ -4,8 +4,11 @@
 import { DROP } from '../drop.ts'
 import { BATCH, Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
-import type { Pool } from '../memory/pool.ts'
+import { type Pool, SMALL_FRAME, SMALL_HEADROOM } from '../memory/pool.ts'
 import type { Segmenter } from './segment.ts'
+
+/** Bytes behind a small frame's headroom. */
+const SMALL_ROOM = SMALL_FRAME - SMALL_HEADROOM
 
 /** The outlet of such a stage. */
 export class Portions {
@@ -22,12 +25,21 @@ export class Portions {
     this.next = next
   }
 
-  /** A free frame; those behind free some when none is left. -1 when there is none even then. */
-  take(): number {
-    const frame = this.pool.alloc()
+  /** A free frame with room for so many bytes; those behind free some when none is left. -1 when there is none even then. */
+  take(bytes: number): number {
+    const frame = this.allocate(bytes)
     if (frame >= 0) return frame
     this.flush()
-    return this.pool.alloc()
+    return this.allocate(bytes)
+  }
+
+  private allocate(bytes: number): number {
+    const { pool } = this
+    let frame = bytes <= SMALL_ROOM ? pool.allocSmall() : -1
+    if (frame < 0) frame = pool.alloc()
+    // What is too long for the place behind the headroom begins earlier.
+    if (frame >= 0) pool.start[frame] = Math.min(pool.start[frame], pool.limit(frame) - bytes)
+    return frame
   }
 
   /** Takes the frame, in order. */
@@ -42,9 +54,10 @@ export class Portions {
   pushSegments(segmenter: Segmenter, frame: number, partial: boolean): void {
     const { pool, counters } = this
     const last = segmenter.count - 1
+    const bytes = segmenter.headers + segmenter.size
     counters.created(last)
     for (let i = 0; i < last; i++) {
-      const segment = this.take()
+      const segment = this.take(bytes)
       if (segment < 0) {
         counters.dropped(DROP.NO_FRAME, segmenter.count - i)
         pool.free(frame)

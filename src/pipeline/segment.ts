@@ -84,14 +84,14 @@ export class Segmenter {
   }
 
   /**
-   * Writes segment `i` into the frame `to`, with its metadata. With `partial` the checksum is left to the device, as
+   * Writes segment `i` into the frame `to`, where that starts, with its metadata. With `partial` the checksum is left to the device, as
    * NEEDS_CHECKSUM. `to` may be `from` for the last segment, when all others are written: then its payload stays where it is.
    */
   write(i: number, from: number, to: number, partial: boolean): void {
     const { pool, payload } = this
     const source = payload + i * this.size
     const bytes = this.bytesOf(i)
-    const by = to === from ? source - payload : (to - from) * pool.frameSize
+    const by = to === from ? source - payload : pool.start[to] - this.start
     if (to === from) pool.bytes.copyWithin(this.start + by, this.start, payload)
     else {
       copyBytes(pool.view, this.start + by, pool.view, this.start, payload - this.start)
@@ -134,7 +134,7 @@ export class Segmenter {
    */
   writeOuter(i: number, from: number, to: number, end: number, size: number): void {
     const { pool } = this
-    const by = (to - from) * pool.frameSize
+    const by = pool.start[to] - this.start
     const transport = this.shared - udp.HEADER + by
     copyBytes(pool.view, this.start + by, pool.view, this.start, this.shared - this.start)
     pool.copyMetadata(from, to)
@@ -149,6 +149,11 @@ export class Segmenter {
     const several = end - this.shared - by > size
     pool.gso[to] = several ? GSO.UDP : GSO.NONE
     pool.gsoSize[to] = several ? size : 0
+  }
+
+  /** Bytes that every segment repeats. */
+  get headers(): number {
+    return this.payload - this.start
   }
 
   /** Payload bytes of segment `i`. */
