@@ -16,9 +16,9 @@ import { keyOf, type Result } from './result.ts'
 export const MIN_ROUNDS = 3
 
 /** What became of a ratio. Only `fell` is a failure. */
-export type Verdict = 'fell' | 'rose' | 'same' | 'noise' | 'rounds' | 'rival'
+export type Verdict = 'fell' | 'rose' | 'same' | 'noise' | 'rounds'
 
-/** One contender, then and now. */
+/** One contender, then and now; rivals and baselines have none. */
 export interface Row {
   bench: string
   question: string
@@ -46,12 +46,13 @@ export function compare(then: readonly Result[], now: readonly Result[], gate: n
   const byKey = new Map(now.map(result => [keyOf(result), result]))
   const rows = then.flatMap(before => {
     const after = byKey.get(keyOf(before))
-    return after === undefined || before.contender === before.baseline ? [] : [row(before, after, gate)]
+    if (after === undefined || after.rival || after.contender === after.baseline) return []
+    return [row(before, after, gate)]
   })
   return {
     rows,
     fallen: rows.filter(({ verdict }) => verdict === 'fell'),
-    judged: rows.filter(({ verdict }) => verdict !== 'rounds' && verdict !== 'rival').length,
+    judged: rows.filter(({ verdict }) => verdict !== 'rounds').length,
     onlyThen: missing(then, now),
     onlyNow: missing(now, then),
     machines: [...new Set([...then, ...now].map(result => result.machine))],
@@ -65,7 +66,6 @@ function row(then: Result, now: Result, gate: number): Row {
 }
 
 function judge(then: Result, now: Result, change: number, gate: number): Verdict {
-  if (now.rival) return 'rival'
   if (Math.min(then.rounds, now.rounds) < MIN_ROUNDS) return 'rounds'
   if (change < -gate) return now.betterHigh < then.betterLow ? 'fell' : 'noise'
   return change > gate && now.betterLow > then.betterHigh ? 'rose' : 'same'
@@ -89,7 +89,6 @@ const SAID: Record<Verdict, string> = {
   same: '',
   noise: 'lower, within the spread',
   rounds: `under ${MIN_ROUNDS} rounds: not judged`,
-  rival: 'rival: not judged',
 }
 
 /** The comparison as lines for people: a table, what only one side has, and a verdict. */

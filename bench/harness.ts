@@ -105,7 +105,7 @@ export function calls(body: () => unknown, count = 1, maxTime = 0.2): () => Prom
     const summary = await quietly(() =>
       benny.suite(
         '',
-        benny.add('', () => void body(), { maxTime, minSamples: 5 }),
+        benny.add('', () => void body(), { maxTime, minTime: maxTime / 4, minSamples: 5 }),
         benny.complete(() => {}),
       ),
     )
@@ -161,7 +161,8 @@ function print(question: Question, results: Result[]): void {
 /** A number of about three digits, the thousands grouped. */
 export function number(value: number): string {
   if (value >= 1000) return Math.round(value).toLocaleString('en-US')
-  return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)
+  if (value >= 1) return value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)
+  return value === 0 ? '0' : value.toPrecision(2)
 }
 
 /** What goes on, on standard error: a line redrawn on a terminal, elsewhere one line for what takes over a second. */

@@ -77,6 +77,7 @@ async function there(bench: Bench, flows: number): Promise<void> {
       { name: 'Forwarder, GENEVE with outer checksum', measure: each(packets, () => geneve.run(packets)) },
       {
         name: 'of these two, making and turning packets',
+        rival: true,
         measure: each(packets, () => {
           for (let i = 0; i < packets; i += 256) vxlan.idle()
         }),

@@ -6,6 +6,7 @@ import { appendFileSync, writeFileSync } from 'node:fs'
 import { extname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
+import { painter } from '../src/cli/table.ts'
 import { DetourError } from '../src/errors.ts'
 import { compare, MIN_ROUNDS, parseGate, show } from './compare.ts'
 import { load, machine } from './harness.ts'
@@ -42,7 +43,7 @@ What is compared is each contender's ratio to the baseline measured beside it, n
 when its median is lower by more than the gate and its rounds (10th to 90th percentile) do not overlap with the base's.
 What fell is measured once more, and the rounds of both runs count. Results of several runs in one file are pooled.
 
-Exit status: 0, or 1 when a ratio fell or a bench failed, or 2 for wrong usage and files that cannot be read.`
+Exit status: 0, or 1 when a ratio fell or a bench failed, or 2 for wrong usage, bad files and nothing to compare.`
 
 interface Options {
   list?: true
@@ -51,7 +52,7 @@ interface Options {
   json?: string
   compare?: string
   with?: string
-  gate: number
+  gate?: number
   html?: string
 }
 
@@ -71,7 +72,7 @@ const program = new Command('npm run bench --')
   .option('--json <FILE>', 'write one JSON line a result')
   .option('--compare <FILE>', 'compare with the results of an earlier run')
   .option('--with <FILE>', 'take the results from this file instead of measuring')
-  .option('--gate <PERCENT>', 'by how much a ratio may fall', parseGate, 0.1)
+  .option('--gate <PERCENT>', 'by how much a ratio may fall (default: 10%)', parseGate)
   .option('--html <FILE>', `where the page with the plots goes (default: ${PAGE}; with --with: nowhere)`)
   .addHelpText('after', EXAMPLES)
   .showHelpAfterError('Try: npm run bench -- --help')
@@ -84,7 +85,7 @@ async function main(names: string[], options: Options): Promise<void> {
     if (!Object.hasOwn(BENCHES, name))
       throw new DetourError('usage', `no bench is called '${name}'; there are ${Object.keys(BENCHES).join(', ')}`)
   const rounds = options.rounds ?? (options.quick ? 1 : 5)
-  const { compare: basePath, with: newPath } = options
+  const { compare: basePath, with: newPath, gate = 0.1 } = options
   if (newPath !== undefined && basePath === undefined && options.html === undefined)
     throw new DetourError('usage', '--with FILE needs --compare FILE or --html FILE')
   if (basePath !== undefined && newPath === undefined && rounds < MIN_ROUNDS)
@@ -96,16 +97,17 @@ async function main(names: string[], options: Options): Promise<void> {
   const run = { rounds, quick: options.quick === true }
   const results = newPath === undefined ? await measure(wanted, run, options.json) : readResults(newPath)
   if (base !== undefined) {
-    let comparison = compare(asked(base), asked(results), options.gate)
+    let comparison = compare(asked(base), asked(results), gate)
     if (newPath === undefined && comparison.fallen.length > 0) {
       const again = wanted.filter(name => comparison.fallen.some(row => row.bench === name))
       console.log(`\n== measured once more, because something fell: ${again.join(', ')}`)
       results.push(...(await measure(again, run, options.json, 'a')))
-      comparison = compare(asked(base), asked(results), options.gate)
+      comparison = compare(asked(base), asked(results), gate)
     }
     console.log(`\n== compared with ${basePath}`)
-    for (const line of show(comparison, options.gate)) console.log(line)
+    for (const line of show(comparison, gate, painter(process.stdout))) console.log(line)
     if (comparison.fallen.length > 0) process.exitCode = 1
+    if (comparison.judged === 0) process.exitCode = 2
   }
   const page = options.html ?? (newPath === undefined ? PAGE : undefined)
   if (page !== undefined) {
@@ -172,7 +174,8 @@ try {
   await program.parseAsync()
 } catch (error) {
   if (error instanceof CommanderError) process.exit(error.code === 'commander.helpDisplayed' ? 0 : 2)
-  if (!(error instanceof DetourError)) throw error
-  console.error(`bench: ${error.message}`)
+  // A file that cannot be written, as the file system says it.
+  const known = error instanceof DetourError || (error as NodeJS.ErrnoException).syscall === 'open'
+  console.error('bench:', known ? (error as Error).message : error)
   process.exit(2)
 }
