@@ -15,7 +15,7 @@ const TIMEOUT_S = 5
 export async function run(bench: Bench): Promise<void> {
   const reason = whyNot()
   if (reason !== '') return bench.skip(reason)
-  const flows = bench.short ? 20_000 : 200_000
+  const flows = bench.short ? 100_000 : 200_000
   await onStage(async stage => {
     const paths = [
       await stage.open(kernelWay()),

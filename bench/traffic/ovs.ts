@@ -36,6 +36,8 @@ export interface Wire {
 }
 
 export interface Switch {
+  /** Of both daemons. */
+  readonly pids: number[]
   /** Joins an interface and a tunnel, both ways; with `track` UDP packets are entered into the switch's connection table. */
   wire(wire: Wire, track?: boolean): Promise<void>
   /** Stops the daemon in the middle of what it does, so that one that polls leaves the processors to others. */
@@ -93,6 +95,7 @@ export async function startSwitch(options: SwitchOptions): Promise<Switch> {
     await checkPorts(file('ovs-vswitchd.log-file'))
     let wires = 0
     return {
+      pids: running.map(({ pid }) => pid),
       async wire({ inside, tunnel, vni }, track = false) {
         const [a, b] = [++wires * 2, wires * 2 + 1]
         if (typeof inside === 'string') await port('br-int', inside, ...type, `ofport_request=${a}`)

@@ -1,11 +1,12 @@
 // The ways from a pod to an endpoint and from a pod to another through a gateway: without a tunnel, by the kernel's VXLAN
 // device, by Open vSwitch's userspace datapath, by Detour.
 
-import { mkdirSync, mkdtempSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { configSchema } from '../../src/control/config.ts'
 import { type NodeOptions, type RunningNode, startNode } from '../../src/control/node.ts'
-import { detour, start } from '../../src/lab/process.ts'
+import { detour, program, type Running, start } from '../../src/lab/process.ts'
 import { COLUMN } from '../../src/memory/counters.ts'
 import { ipBatch } from '../../src/os/netns.ts'
 import type { TUNNEL_PORT } from '../../src/pipeline/tunnel.ts'
@@ -50,6 +51,8 @@ export interface Path {
   /** What Detour carried so far; undefined where it is not on the way. */
   carried?: () => Carried
   node?: RunningNode
+  /** Processes that forward. */
+  pids?: number[]
   /** Takes a path that uses processor time at rest out of the others' way, and puts it back. */
   pause?: () => void
   resume?: () => void
@@ -97,7 +100,7 @@ export async function detourWay(options: DetourOptions = {}): Promise<Path> {
   const { rung = 'auto' } = options
   const name = rung === 'auto' ? 'Detour, VXLAN' : `Detour, rung ${rung}`
   // A veth leaves checksums to a wire that never comes, and a socket cannot tell.
-  const scene = build(rung === 'auto' ? 'detour' : rung, { raw: rung === 'udp-socket' })
+  const scene = build(rung === 'auto' ? 'detour' : `rung-${rung}`, { raw: rung === 'udp-socket' })
   kernelEndpoint(scene)
   const node = await detourNode(scene, 'vxlan', [scene.client], {
     ...options,
@@ -188,14 +191,41 @@ export async function detourHairpin(profile: Profile, options: DetourOptions = {
   }
 }
 
-/** Detour's gateway as a process at the far side; `pid` is the process. */
-export async function startGateway({ far, downlink }: Scene, profile: Profile) {
-  mkdirSync(FOLDER, { recursive: true })
-  const control = join(mkdtempSync(join(FOLDER, 'gateway-')), 'gateway.sock')
+/** A face of Detour as a process of its own; `control` is its socket. */
+export interface FaceProcess {
+  running: Running
+  control: string
+  close(): Promise<void>
+}
+
+/** Detour's gateway at the far side. */
+export async function startGateway({ far, downlink }: Scene, profile: Profile): Promise<FaceProcess> {
+  const control = controlSocket('gateway')
   const options = ['--listen', FAR.address, '--interface', downlink, '--profile', profile, '--control', control]
-  const gateway = start(at(far), 'gateway', detour('gateway', ...options, '--json'))
-  await gateway.line(line => line.includes('listening'), LIMIT_MS)
-  return { pid: gateway.pid, control, close: () => gateway.stop() }
+  const running = start(at(far), 'gateway', detour('gateway', ...options, '--json'))
+  await running.line(line => line.includes('listening'), LIMIT_MS)
+  return { running, control, close: () => running.stop() }
+}
+
+/** Detour's node as a process of its own, which logs to its standard output. */
+export async function startNodeProcess(scene: Scene, profile: Profile, pods: string[]): Promise<FaceProcess> {
+  const control = controlSocket('node')
+  const input = {
+    ...{ control, config: { tunnel: tunnelOf(profile) }, uplink: scene.uplink },
+    pods: pods.map(namespace => ({ id: namespace, namespace })),
+  }
+  const running = start(at(scene.node), 'node', program('node', JSON.stringify(input)))
+  const deadline = performance.now() + LIMIT_MS
+  while (!existsSync(control)) {
+    const ended = await Promise.race([running.done.then(() => true), sleep(50, false)])
+    if (ended || performance.now() > deadline) throw running.failure('did not start')
+  }
+  return { running, control, close: () => running.stop() }
+}
+
+function controlSocket(face: string): string {
+  mkdirSync(FOLDER, { recursive: true })
+  return join(mkdtempSync(join(FOLDER, `${face}-`)), 'control.sock')
 }
 
 export function detourNode(
@@ -260,5 +290,5 @@ function ofSwitches(switches: Switch[]) {
     for (const it of switches) await it.close()
   }
   pause()
-  return { pause, resume, close }
+  return { pause, resume, close, pids: switches.flatMap(it => it.pids) }
 }

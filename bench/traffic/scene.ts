@@ -228,7 +228,8 @@ function makeNamespace(namespace: string, forward: boolean): void {
   })
 }
 
-function addPod({ node }: Scene, namespace: string, { address, mac }: End, host: string, bridge?: string): void {
+/** Makes a pod's interface, whose host end may join a bridge of the node. */
+export function addPod({ node }: Scene, namespace: string, { address, mac }: End, host: string, bridge?: string): void {
   ipBatch([`link add eth0 netns ${namespace} address ${mac} type veth peer name ${host} netns ${node}`])
   ipBatch([...(bridge === undefined ? [] : [`link set ${host} master ${bridge}`]), up(host)], node)
   ipBatch([`address add ${address}/24 dev eth0`, up('eth0')], namespace)
