@@ -144,7 +144,8 @@ export function heap(count: number, body: () => void): () => number {
 }
 
 function print(question: Question, results: Result[]): void {
-  const range = (low: number, high: number) => `${number(low)} to ${number(high)}`
+  const { rounds } = results[0]
+  const range = (low: number, high: number) => (rounds === 1 ? '' : `${number(low)} to ${number(high)}`)
   const rows = results.map(({ contender, unit, median, low, high, better, betterLow, betterHigh }, i) => [
     `  ${contender}`,
     `${number(median)} ${unit}`,
@@ -152,10 +153,15 @@ function print(question: Question, results: Result[]): void {
     i === 0 ? 'baseline' : `${number(better)}x`,
     i === 0 ? '' : range(betterLow, betterHigh),
   ])
-  const columns = ['  contender', 'median', 'spread', 'better', 'spread'].map((title, i) => ({ title, right: i > 0 }))
-  const rounds = results[0].rounds
-  console.log(`\n${question.name}  (${question.better} is better; spread: 10th to 90th percentile of ${rounds} rounds)`)
-  for (const line of table(columns, rows)) console.log(line)
+  const [middle, apart] = rounds === 1 ? ['once', ''] : ['median', 'spread']
+  const titles = ['  contender', middle, apart, 'better', apart]
+  const spread = rounds === 1 ? 'one round' : `spread: 10th to 90th percentile of ${rounds} rounds`
+  console.log(`\n${question.name}  (${question.better} is better; ${spread})`)
+  for (const line of table(
+    titles.map((title, i) => ({ title, right: i > 0 })),
+    rows,
+  ))
+    console.log(line)
 }
 
 /** A number of about three digits, the thousands grouped. */

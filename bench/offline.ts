@@ -19,12 +19,12 @@ import type { Bench, Contender } from './harness.ts'
 /** Frame sizes in the proportions of IMIX; 362 bytes on average. */
 const IMIX = [64, 594, 64, 64, 594, 64, 1518, 64, 64, 594, 64, 594]
 const FLOWS = 4096
-/** Bytes of disk a packet of the small file, for all that lies there at once: both files and two outputs of the large one. */
-const ROOM = 400 * (1 + 4 + 4 + 4)
+/** Bytes of disk a packet of the small file, for all that lies there at once: both files, three tunnelled ones, an output of the large one. */
+const ROOM = 400 * (1 + 4 + 2 + 4 + 4)
 
 /** What a command came to. */
 interface Outcome {
-  packetsPerSecond: number
+  millionPerSecond: number
   peakMiB: number
   /** What it printed. */
   output: string
@@ -49,36 +49,58 @@ async function compare(bench: Bench, folder: string, packets: number): Promise<v
   const ends = ['--local', '10.0.0.1', '--remote', '10.0.0.2', '--vni', '7', '--json']
   const encap = (file: Capture, profile: string, to = out) =>
     measure(detour('encap', '-r', file.path, '-w', to, '--profile', profile, ...ends), file, to)
-  const tunnelled = { path: join(folder, 'tunnelled.pcap'), packets }
-  const largeTunnelled = { path: join(folder, 'large-tunnelled.pcap'), packets: large.packets }
+  const tunnelled = { path: join(folder, 'geneve.pcap'), packets }
+  const vxlan = { path: join(folder, 'vxlan.pcap'), packets }
+  const largeTunnelled = { path: join(folder, 'large-geneve.pcap'), packets: large.packets }
   await encap(small, 'geneve', tunnelled.path)
-  const decap = (file: Capture) => measure(detour('decap', '-r', file.path, '-w', out, '--json'), file, out)
+  await encap(small, 'vxlan', vxlan.path)
+  const decap = (file: Capture, ...more: string[]) =>
+    measure(detour('decap', '-r', file.path, '-w', out, '--json', ...more), file, out)
   const replay = (file: Capture) => measure(detour('replay', '-r', file.path, '-w', out, '--json'), file, out)
 
-  const others: [string, string[]][] = [
-    ['tcpdump -r -w', ['tcpdump', '-r', small.path, '-w', out]],
-    ['cp', ['cp', small.path, out]],
-    ['editcap', ['editcap', small.path, out]],
-    ['tcprewrite', ['tcprewrite', '-i', small.path, '-o', out]],
-  ]
-  const rate = async (outcome: Promise<Outcome>) => (await outcome).packetsPerSecond
+  const rate = async (outcome: Promise<Outcome>) => (await outcome).millionPerSecond
+  const ours = (name: string, outcome: () => Promise<Outcome>): Contender => ({ name, measure: () => rate(outcome()) })
+  const others = (file: Capture, commands: [name: string, ...command: string[]][]) =>
+    commands
+      .filter(([, program]) => installed(program))
+      .map(([name, ...command]): Contender => {
+        return { name, rival: true, measure: () => rate(measure(command, file, out)) }
+      })
+  const { path } = small
+  const addresses = ['--srcipmap=10.0.0.0/8:172.16.0.0/12', '--enet-smac=02:00:00:00:00:99']
   await bench.ask({
-    name: `whole commands, ${packets.toLocaleString('en-US')} packets`,
-    unit: 'packets/s',
+    name: `into the tunnel: whole commands, ${packets.toLocaleString('en-US')} packets`,
+    unit: 'million packets/s',
     better: 'more',
     contenders: [
-      ...others
-        .filter(([, [program]]) => installed(program))
-        .map(([name, command]): Contender => ({ name, measure: () => rate(measure(command, small, out)) })),
-      { name: 'detour encap, VXLAN', measure: () => rate(encap(small, 'vxlan')) },
-      { name: 'detour encap, GENEVE (outer checksums)', measure: () => rate(encap(small, 'geneve')) },
-      { name: 'detour decap, GENEVE (checksums verified)', measure: () => rate(decap(tunnelled)) },
-      { name: 'detour replay, node and gateway', measure: () => rate(replay(small)) },
+      ...others(small, [
+        ['tcpdump -r -w', 'tcpdump', '-r', path, '-w', out],
+        ['cp', 'cp', path, out],
+        ['editcap', 'editcap', path, out],
+        ['tcprewrite, nothing changed', 'tcprewrite', '-i', path, '-o', out],
+        ['tcprewrite, two addresses changed', 'tcprewrite', ...addresses, '-i', path, '-o', out],
+      ]),
+      ours('detour encap, VXLAN', () => encap(small, 'vxlan')),
+      ours('detour encap, GENEVE (outer checksums)', () => encap(small, 'geneve')),
+      ours('detour replay, node and gateway', () => replay(small)),
+    ],
+  })
+  await bench.ask({
+    name: `out of the tunnel: whole commands, ${packets.toLocaleString('en-US')} packets`,
+    unit: 'million packets/s',
+    better: 'more',
+    contenders: [
+      ...others(vxlan, [
+        ['tcpdump -r -w', 'tcpdump', '-r', vxlan.path, '-w', out],
+        ['editcap -C 50, which cuts unread', 'editcap', '-C', '50', vxlan.path, out],
+      ]),
+      ours('detour decap, VXLAN', () => decap(vxlan, '--profile', 'vxlan')),
+      ours('detour decap, GENEVE (checksums verified)', () => decap(tunnelled)),
     ],
   })
   await bench.ask({
     name: 'the conversion alone, as the command itself counts',
-    unit: 'packets/s',
+    unit: 'million packets/s',
     better: 'more',
     contenders: [
       { name: 'detour encap, VXLAN', measure: async () => told(await encap(small, 'vxlan')) },
@@ -138,7 +160,7 @@ function measure(command: string[], { packets }: Capture, to: string): Promise<O
     child.once('exit', () => clearInterval(timer))
     child.once('close', status => {
       const seconds = Number(process.hrtime.bigint() - from) / 1e9
-      if (status === 0) resolve({ packetsPerSecond: packets / seconds, peakMiB, output })
+      if (status === 0) resolve({ millionPerSecond: packets / seconds / 1e6, peakMiB, output })
       else reject(new Error(`${command.join(' ')}: status ${status}: ${errors.trim()}`))
     })
   })
@@ -154,7 +176,7 @@ function peakOf(pid: number | undefined): number {
 }
 
 function told({ output }: Outcome): number {
-  return JSON.parse(output).files[0].packetsPerSecond
+  return JSON.parse(output).files[0].packetsPerSecond / 1e6
 }
 
 interface Capture {
