@@ -320,14 +320,14 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
     expect(end.next()).toEqual(packet)
     expect(row(counters, 'COPIED_BYTES')).toBe(packet.length)
 
-    // What fills a small frame but for what is the kernel's, and one byte more.
-    const most = build({ from: LEFT4, to: RIGHT4, ...macs(), data: data(2048 - 24 - 42) })
+    // What fills a small frame but for what is the kernel's and the alignment's, and one byte more.
+    const most = build({ from: LEFT4, to: RIGHT4, ...macs(), data: data(2048 - 32 - 42) })
     ipBatch(['link set m1 mtu 2100'], MID)
     ipBatch(['link set r0 mtu 2100'], RIGHT)
     expect(device.fits(rig.put(most, true))).toBe(true)
     device.transmit(rig.batch)
     expect(end.next()).toEqual(most)
-    const over = rig.put(build({ from: LEFT4, to: RIGHT4, ...macs(), data: data(2048 - 24 - 41) }), true)
+    const over = rig.put(build({ from: LEFT4, to: RIGHT4, ...macs(), data: data(2048 - 32 - 41) }), true)
     expect(device.fits(over)).toBe(false)
     device.transmit(rig.batch)
     expect(counters.drops(DROP.OVERSIZED)).toBe(1)
