@@ -29,18 +29,18 @@ export class UplinkUpkeep {
   private mtu: number
   private due = 0
   private filters = false
+  /** Whether it was down or gone since the last tick, be it up again by now. */
+  private interrupted = false
 
   /** Throws DetourError. */
   constructor(options: UplinkUpkeepOptions) {
-    const { namespace, uplink, way, watch, alarms } = options
+    const { namespace, uplink, way, watch } = options
     this.options = options
     this.name = `uplink ${uplink}`
     this.mtu = way.mtu
     this.questions = new Rtnetlink(namespace)
     this.stop = watch.watch(namespace, uplink, change => {
-      // A link that is up again by the next tick has been down all the same.
-      if (change === 'down') alarms.raise(this.name, `${this.name} is down`)
-      if (change === 'gone') alarms.raise(this.name, `${this.name} is gone`)
+      if (change === 'down' || change === 'gone') this.interrupted = true
       if (change === 'filters') this.filters = true
     }).stop
   }
@@ -55,8 +55,9 @@ export class UplinkUpkeep {
       this.mtu = way.mtu
     }
     const fault = this.fault(now)
-    if (fault !== '') alarms.raise(name, `${name} ${fault}`)
-    else alarms.clear(name, `${name} works again`)
+    if (fault !== '' || this.interrupted) alarms.raise(name, `${name} ${fault || 'was down'}`)
+    if (fault === '') alarms.clear(name, `${name} works again`)
+    this.interrupted = false
   }
 
   close(): void {

@@ -1,0 +1,344 @@
+// What a node does when others take its interfaces, addresses, TAPs and programs away: real traffic goes on or comes back, and
+// each fault is told once.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, rmSync, writeFileSync } from 'node:fs'
+import { afterEach, describe, expect, it } from 'vitest'
+import { configSchema } from '../../src/control/config.ts'
+import { type RunningNode, startNode } from '../../src/control/node.ts'
+import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
+import { ALLOW_ALL } from '../../src/gateway/rules.ts'
+import { addressOf, bpf, close, interfaceIndex, must } from '../../src/os/libc.ts'
+import {
+  createNamespace,
+  deleteLink,
+  deleteNamespace,
+  inNamespace,
+  ip,
+  ipBatch,
+  linkInfo,
+  tc,
+} from '../../src/os/netns.ts'
+import { missing, runIn, title } from './support.ts'
+
+const PODS = ['dth-pod', 'dth-pod2']
+const [POD, POD2] = PODS
+const NODE = 'dth-node'
+const ENDPOINT = 'dth-endpoint'
+const FAR = '10.244.0.9'
+const FAR_MAC = '02:00:00:00:00:bb'
+const VNI = 77
+
+const macOf = (pod: string) => `02:00:00:00:00:a${PODS.indexOf(pod)}`
+const addressOfPod = (pod: string) => `10.244.0.${2 + PODS.indexOf(pod)}`
+const quiet = (name: string) => `link set ${name} addrgenmode none up`
+
+let node: RunningNode | undefined
+let gateway: RunningGateway | undefined
+let log: string[] = []
+const servers: ChildProcess[] = []
+
+function buildPod(pod: string): void {
+  ipBatch([`link add eth0 netns ${pod} address ${macOf(pod)} type veth peer name ${pod} netns ${NODE}`])
+  ipBatch([`link set ${pod} master cni0`, quiet(pod)], NODE)
+  inNamespace(pod, () => writeFileSync('/proc/sys/net/ipv4/ping_group_range', '0 0'))
+  const neighbour = `neighbor add ${FAR} lladdr ${FAR_MAC} dev eth0`
+  ipBatch([`address add ${addressOfPod(pod)}/24 dev eth0`, quiet('eth0'), neighbour], pod)
+}
+
+function buildUplink(): void {
+  ipBatch([`link add uplink netns ${NODE} mtu 1600 type veth peer name eth0 netns ${ENDPOINT} mtu 1600`])
+  ipBatch(['address add 10.99.0.1/24 dev uplink', quiet('uplink')], NODE)
+  ipBatch(['address add 10.99.0.2/24 dev eth0', quiet('eth0')], ENDPOINT)
+}
+
+/** Two pods behind a bridge, an uplink, and at its other end a VXLAN device that the pods' subnet reaches. */
+function build(): void {
+  remove()
+  for (const name of [...PODS, NODE, ENDPOINT]) createNamespace(name)
+  ipBatch(['link add cni0 type bridge', quiet('cni0')], NODE)
+  for (const pod of PODS) buildPod(pod)
+  buildUplink()
+  ipBatch(
+    [
+      `link add vx0 address ${FAR_MAC} mtu 1500 type vxlan id ${VNI} dstport 4789 local 10.99.0.2 remote 10.99.0.1`,
+      ...[`address add ${FAR}/24 dev vx0`, quiet('vx0')],
+      ...PODS.map(pod => `neighbor add ${addressOfPod(pod)} lladdr ${macOf(pod)} dev vx0`),
+    ],
+    ENDPOINT,
+  )
+}
+
+function remove(): void {
+  for (const name of [...PODS, NODE, ENDPOINT]) deleteNamespace(name)
+}
+
+async function start(options: { attach?: string; probe?: boolean; failMode?: string } = {}): Promise<void> {
+  const { attach = 'auto', probe = false, failMode = 'closed' } = options
+  const tunnel = { profile: 'vxlan', vni: VNI, local: '10.99.0.1', remote: '10.99.0.2' }
+  log = []
+  node = await startNode({
+    config: configSchema.parse({ tunnel, failMode, rungs: { attach } }),
+    namespace: NODE,
+    uplink: 'uplink',
+    pods: PODS.map(pod => ({ id: pod, namespace: pod })),
+    // A kernel endpoint does not return probes.
+    probe: probe ? { intervalMs: 20, limitMs: 100 } : { intervalMs: 0, limitMs: 0 },
+    log: line => log.push(line),
+  })
+  log.splice(0)
+}
+
+/** Resolves when it is so; the node's upkeep runs meanwhile. */
+async function until(what: string, condition: () => unknown): Promise<void> {
+  const end = Date.now() + 20_000
+  while (!(await condition())) {
+    if (Date.now() > end) throw new Error(`it never came to pass: ${what}; log:\n${log.join('\n')}`)
+    await new Promise(resolve => setTimeout(resolve, 10))
+  }
+}
+
+const logged = (words: string) => until(words, () => log.some(line => line.includes(words)))
+const lines = (words: string) => log.filter(line => line.includes(words))
+
+/** Packets that a stage has sent on, by all workers. */
+const sent = (name: string) =>
+  (node?.source.counters() ?? [])
+    .flatMap(({ stages }) => stages)
+    .filter(stage => stage.name === name)
+    .reduce((sum, stage) => sum + stage.row[2], 0)
+
+/** Echo requests from a pod to the far side through the tunnel until one is answered: for the node's upkeep, in a process of its own. */
+const ping = (pod: string) => runIn(pod, 'python3', '-c', PING, addressOfPod(pod), FAR)
+const PING = `
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1)
+s.bind((sys.argv[1], 0)); s.connect((sys.argv[2], 0)); s.settimeout(0.2)
+for i in range(100):
+  try:
+    s.send(bytes([8, 0, 0, 0, 0, 0, 0, i]) + b'detour'); s.recv(100); break
+  except OSError: pass
+else: sys.exit('nobody answered')
+`
+
+/** Steered traffic works: what a pod sends goes out by the tunnel and is answered. */
+async function checkSteered(pod: string): Promise<void> {
+  const before = sent('encap')
+  await ping(pod)
+  await until('it went by the tunnel', () => sent('encap') > before)
+}
+
+/** A TCP transfer from a pod; `done` resolves with the megabytes sent when it has ended well, `moving` when it is under way. */
+async function stream(pod: string, megabytes: number): Promise<{ done: Promise<number>; moving(): Promise<void> }> {
+  const server = inNamespace(ENDPOINT, () =>
+    spawn('iperf3', ['-s', '-1', '--forceflush'], { stdio: ['ignore', 'pipe', 'inherit'] }),
+  )
+  await new Promise<void>(resolve => server.stdout.on('data', data => `${data}`.includes('listening') && resolve()))
+  servers.push(server)
+  const done = runIn(pod, 'iperf3', '-c', FAR, '-n', `${megabytes}M`, '-J').then(
+    out => JSON.parse(out).end.sum_sent.bytes / 2 ** 20,
+  )
+  done.catch(() => {})
+  const moving = async () => {
+    const before = sent('encap')
+    await until('packets move', () => sent('encap') > before + 200)
+  }
+  return { done, moving }
+}
+
+/** Takes the TCX programs off an interface, as another owner of CAP_NET_ADMIN and CAP_BPF could: BPF_PROG_QUERY, GET_FD_BY_ID, DETACH. */
+function takeOff(namespace: string, name: string, attachType: number): void {
+  inNamespace(namespace, () => {
+    const links = new Uint32Array(16)
+    const programs = new Uint32Array(16)
+    const query = new DataView(new ArrayBuffer(128))
+    query.setUint32(0, interfaceIndex(name), true)
+    query.setUint32(4, attachType, true)
+    query.setBigUint64(16, BigInt(addressOf(programs)), true)
+    query.setUint32(24, 16, true)
+    query.setBigUint64(40, BigInt(addressOf(links)), true)
+    must(bpf(16, query), 'BPF_PROG_QUERY', name)
+    expect(query.getUint32(24, true)).toBeGreaterThan(0)
+    for (const id of links.subarray(0, query.getUint32(24, true))) {
+      const fd = must(bpf(30, Uint32Array.of(id, ...Array(31).fill(0))), 'BPF_LINK_GET_FD_BY_ID', name)
+      must(bpf(34, Uint32Array.of(fd, ...Array(31).fill(0))), 'BPF_LINK_DETACH', name)
+      close(fd)
+    }
+  })
+}
+const TCX = { ingress: 46, egress: 47 }
+
+describe.skipIf(missing !== '')(title('upkeep'), () => {
+  afterEach(async () => {
+    await node?.stop()
+    await gateway?.stop()
+    node = gateway = undefined
+    for (const server of servers.splice(0)) server.kill()
+    remove()
+  })
+
+  for (const attach of ['tcx', 'clsact']) {
+    it(`a transfer survives that the uplink is deleted and made again (${attach})`, async () => {
+      build()
+      await start({ attach })
+      const { done, moving } = await stream(POD, 1000)
+      await moving()
+      deleteLink('uplink', NODE)
+      await logged('uplink uplink is gone')
+      buildUplink()
+      await moving()
+      expect(await done).toBeGreaterThanOrEqual(1000)
+      await logged('uplink uplink works again after')
+      expect(lines('uplink')).toHaveLength(2)
+      expect(node?.alarms()).toContainEqual(expect.objectContaining({ name: 'uplink uplink', raised: false, times: 1 }))
+    })
+  }
+
+  it('a link that flaps is told once, and traffic comes back', async () => {
+    build()
+    await start()
+    const flaps = () => node?.alarms().find(({ name }) => name === 'uplink uplink')?.times ?? 0
+    for (let i = 1; i <= 3; i++) {
+      ip(['link', 'set', 'uplink', 'down'], NODE)
+      await until('it is seen', () => flaps() === i)
+      ip(['link', 'set', 'uplink', 'up'], NODE)
+      await until('it is over', () => node?.alarms().every(({ raised }) => !raised))
+    }
+    await checkSteered(POD)
+    await logged('works again after')
+    expect(log).toEqual([
+      'uplink uplink is down',
+      expect.stringMatching(/^uplink uplink works again after .* s, 3 times$/),
+    ])
+  })
+
+  it('a smaller MTU of the uplink reaches the senders in the pods', async () => {
+    build()
+    await start()
+    const mtu = () => /mtu (\d+)/.exec(ip(['route', 'get', FAR], POD))?.[1]
+    ip(['link', 'set', 'uplink', 'mtu', '1400'], NODE)
+    ip(['link', 'set', 'eth0', 'mtu', '1400'], ENDPOINT)
+    await logged('uplink uplink: the path MTU was 1600 and is 1400')
+    expect(await (await stream(POD, 50)).done).toBeGreaterThanOrEqual(50)
+    // 1400 less outer IPv4, UDP, VXLAN and the inner Ethernet header.
+    expect(mtu()).toBe('1350')
+    expect((await node!.source.underlay())[0].mtu).toBe(1400)
+    expect(log).toHaveLength(1)
+  })
+
+  it('a pod that goes is cleaned up after while the other one transfers', async () => {
+    build()
+    await start()
+    await checkSteered(POD)
+    const { done, moving } = await stream(POD2, 2000)
+    await moving()
+    deleteNamespace(POD)
+    await logged(`attachment ${POD}: the namespace of eth0 of ${POD} is gone`)
+    await until('nothing of it is left', async () => (await node!.source.attachments()).length === 1)
+    expect(existsSync(`/sys/fs/bpf/detour/${POD}`)).toBe(false)
+    // Nobody holds on to the namespace: its veth goes, and with it the end at the bridge.
+    await until('the veth is gone', () => !ip(['-o', 'link'], NODE).includes(`${POD}@`))
+    await moving()
+    expect(await done).toBeGreaterThanOrEqual(2000)
+    expect(log).toHaveLength(1)
+
+    createNamespace(POD)
+    buildPod(POD)
+    await logged(`attachment ${POD}: eth0 of ${POD} is served again`)
+    await checkSteered(POD)
+  })
+
+  for (const attach of ['tcx', 'clsact']) {
+    it(`what is taken from a pod is put back (${attach})`, async () => {
+      build()
+      await start({ attach })
+      const repaired = async (what: string, act: () => void) => {
+        log.splice(0)
+        act()
+        await logged(what)
+        await logged('is served again')
+        expect(lines(what)).toHaveLength(1)
+        await checkSteered(POD)
+      }
+      await repaired(`eth0 of ${POD} was made anew`, () => {
+        deleteLink('eth0', POD)
+        buildPod(POD)
+      })
+      await repaired(`the programs on eth0 of ${POD} were taken off`, () => {
+        if (attach === 'tcx') takeOff(POD, 'eth0', TCX.egress)
+        else tc(['filter', 'del', 'dev', 'eth0', 'egress'], POD)
+      })
+      await repaired(`the TAP beside eth0 of ${POD} was taken away`, () => deleteLink('dt-eth0', POD))
+      if (attach === 'clsact') return
+      await repaired(`the TAP beside eth0 of ${POD} was set down`, () => ip(['link', 'set', 'dt-eth0', 'down'], POD))
+      await repaired(`the programs on eth0 of ${POD} were taken off`, () =>
+        rmSync(`/sys/fs/bpf/detour/${POD}/link_dt-eth0_ingress`),
+      )
+      await repaired(`eth0 of ${POD} has another address, 02:00:00:00:00:cc`, () => {
+        ip(['link', 'set', 'eth0', 'address', '02:00:00:00:00:cc'], POD)
+        ip(['neighbor', 'replace', FAR, 'lladdr', FAR_MAC, 'dev', 'eth0'], POD)
+        ip(['neighbor', 'replace', addressOfPod(POD), 'lladdr', '02:00:00:00:00:cc', 'dev', 'vx0'], ENDPOINT)
+      })
+      expect(node?.alarms().find(({ name }) => name === `attachment ${POD}`)?.times).toBe(6)
+    })
+
+    it(`what is taken from the underlay is put back (${attach})`, async () => {
+      build()
+      await start({ attach })
+      const tap = 'dt-4-4789'
+      ip(['link', 'set', tap, 'down'], NODE)
+      await logged('uplink uplink has its TAP set down')
+      await checkSteered(POD)
+      if (attach === 'tcx') takeOff(NODE, tap, TCX.ingress)
+      else tc(['filter', 'del', 'dev', 'uplink', 'ingress'], NODE)
+      await until('it is noticed', () => (node?.alarms().find(({ name }) => name === 'uplink uplink')?.times ?? 0) >= 2)
+      await checkSteered(POD)
+      deleteLink(tap, NODE)
+      await until('it is noticed', () => node?.alarms().some(({ text }) => text.includes(`has lost its TAP ${tap}`)))
+    })
+  }
+
+  it("a pod's addresses and MTU follow its interface, and what is protected with them", async () => {
+    build()
+    await start()
+    const row = async () => (await node!.source.attachments()).find(({ id }) => id === POD)
+    // Other nodes of this machine may have a map of that name, too, but no pod of this address.
+    const isProtected = async () => {
+      const maps: { id: number; name?: string }[] = JSON.parse(await runIn('', 'bpftool', '-j', 'map', 'list'))
+      const ids = maps.filter(({ name }) => name === 'dt_protected').map(({ id }) => `${id}`)
+      const dumps = await Promise.all(
+        ids.map(id => runIn('', 'bpftool', '-j', 'map', 'dump', 'id', id).catch(() => '')),
+      )
+      return dumps.some(dump => dump.includes('"0x0a","0xf4","0x63","0x63"'))
+    }
+    expect(await isProtected()).toBe(false)
+    ipBatch(['address add 10.244.99.99/32 dev eth0', 'link set eth0 mtu 1450'], POD)
+    await logged(`eth0 now has ${addressOfPod(POD)}, 10.244.99.99, MTU 1450`)
+    expect(await row()).toMatchObject({ addresses: linkInfo('eth0', POD).addresses, mtu: 1450 })
+    expect(await isProtected()).toBe(true)
+    ip(['address', 'del', '10.244.99.99/32', 'dev', 'eth0'], POD)
+    await logged(`eth0 now has ${addressOfPod(POD)}, MTU 1450`)
+    expect(await isProtected()).toBe(false)
+  })
+
+  for (const failMode of ['open', 'closed']) {
+    it(`an endpoint that goes and comes is told once each (fail-${failMode})`, async () => {
+      build()
+      const run = async () => {
+        gateway = await startGateway({ profile: 'vxlan', address: '10.99.0.2', namespace: ENDPOINT, rules: ALLOW_ALL })
+      }
+      deleteLink('vx0', ENDPOINT)
+      await run()
+      await start({ probe: true, failMode })
+      await until('it answers', () => node?.status().probesAnswered)
+      log.splice(0)
+      await gateway?.stop()
+      await logged('does not answer')
+      const what = failMode === 'open' ? 'packets pass uninspected (fail-open)' : 'packets are dropped (fail-closed)'
+      expect(log).toEqual([`endpoint 10.99.0.2 does not answer: ${what}`])
+      await run()
+      await logged('endpoint 10.99.0.2 answers again after')
+      expect(log).toHaveLength(2)
+    })
+  }
+})
