@@ -170,7 +170,7 @@ export class Coalescer {
     else return false
     this.ip = ip
     this.transport = transport
-    mix = Math.imul(mix ^ view.getInt32(transport), 0x9e3779b1)
+    mix = Math.imul(mix ^ view.getInt32(transport) ^ this.protocol, 0x9e3779b1)
     this.slot = mix >>> 26
     return true
   }
@@ -212,6 +212,7 @@ export class Coalescer {
       const word = view.getInt32(transport + 12)
       if (view.getInt32(transport + 4) !== this.sequence[slot]) return false
       if (view.getInt32(transport + 8) !== view.getInt32(transport + 8 + by)) return false
+      if (tcp.urgentPointer(b, transport) !== tcp.urgentPointer(b, transport + by)) return false
       if (((word ^ view.getInt32(transport + 12 + by)) & SAME) !== 0 || (tcp.flags(b, transport) & ALONE) !== 0)
         return false
       for (let at = transport + tcp.HEADER; at < payload; at += 4)

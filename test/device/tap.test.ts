@@ -8,27 +8,11 @@ import { DROP } from '../../src/drop.ts'
 import { BATCH, Batch } from '../../src/memory/batch.ts'
 import { COLUMN, StageCounters } from '../../src/memory/counters.ts'
 import { createPool, GSO, HEADROOM, OFFLOAD, Pool } from '../../src/memory/pool.ts'
-import { AF, addressOf, bind, close, connect, must, read, SOCK, socket, write } from '../../src/os/libc.ts'
+import { addressOf, close, read, write } from '../../src/os/libc.ts'
+import { pair } from './pair.ts'
 
 const HEADER = 24
 const ALL = 0x1ef
-
-// Two UDP sockets connected to each other on the loopback interface.
-let nextPort = 20_000 + (process.pid % 20_000)
-function pair(): [number, number] {
-  const address = (port: number) =>
-    Uint8Array.of(AF.INET, 0, port >> 8, port & 255, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-  for (;;) {
-    const ports = [nextPort++, nextPort++]
-    const fds = ports.map(() => must(socket(AF.INET, SOCK.DGRAM | SOCK.NONBLOCK, 0), 'socket', 'udp'))
-    const failed = fds.some((fd, i) => bind(fd, address(ports[i])) < 0)
-    if (!failed) {
-      for (const [i, fd] of fds.entries()) must(connect(fd, address(ports[1 - i])), 'connect', 'udp')
-      return [fds[0], fds[1]]
-    }
-    for (const fd of fds) close(fd)
-  }
-}
 
 function setUp({ frames = 8, frameSize = HEADROOM + 2048, capabilities = ALL } = {}) {
   const [fd, kernel] = pair()
