@@ -4,6 +4,7 @@ import { isIP } from 'node:net'
 import { availableParallelism } from 'node:os'
 import { z } from 'zod'
 import { MAX_WORKERS } from '../os/limits.ts'
+import { DEFAULT_POLLING, POLLING_MODES } from '../pipeline/busy-poll.ts'
 import { integer, oneOf, section, such, text, yesNo } from './yaml.ts'
 
 /** Tunnel profiles and their standard UDP ports (RFC 8926 section 3.3, RFC 7348 section 5). */
@@ -112,6 +113,12 @@ export const configSchema = section({
     `auto, or an integer from 1 to ${MAX_WORKERS}`,
     value => value === 'auto' || (isWithin(value, MAX_WORKERS) && value !== 0),
   ).default(1),
+  /** What a worker does before it sleeps: `adaptive` looks for packets as long as they come often, `always` keeps a processor busy, `never` looks once. */
+  polling: section({
+    mode: oneOf(POLLING_MODES).default(DEFAULT_POLLING.mode),
+    /** The longest look; less costs less processor time, more saves more wake-ups. */
+    maxMicroseconds: integer(1, 1_000_000, 'microseconds').default(DEFAULT_POLLING.maxMicroseconds),
+  }).prefault({}),
   /** Packets that match any of these are never steered; the cloud's metadata service by default. */
   bypass: z.array(bypassRule, { error: 'allowed: a list of rules' }).default([{ cidr: '169.254.169.254/32' }]),
 })

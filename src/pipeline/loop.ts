@@ -3,7 +3,8 @@
 
 import type { Device } from '../device/device.ts'
 import { Batch } from '../memory/batch.ts'
-import { addressOf, POLL, poll } from '../os/libc.ts'
+import { Epoll } from '../os/epoll.ts'
+import { BusyPoll, type PollingOptions } from './busy-poll.ts'
 
 /** A device and what is done with its frames. */
 export interface Leg {
@@ -19,46 +20,65 @@ export interface Leg {
 /** Breaths with traffic between two looks at the devices that had none. */
 const GLANCE = 16
 
-/** Bytes of a struct pollfd: fd, events, revents (poll(2)). */
-const POLLFD = 8
+const NEVER: PollingOptions = { mode: 'never', maxMicroseconds: 0 }
 
 export class Loop {
-  private readonly legs: Leg[] = []
+  /** A leg keeps its place, and a leg to come takes that of one that is gone. */
+  private readonly legs: (Leg | undefined)[] = []
+  /** By place: whether the device may have something. */
+  private readonly hot: boolean[] = []
   private readonly tick: (now: number) => boolean
   private readonly tickMs: number
-  private hot = new Uint8Array(0)
-  private poll = new DataView(new ArrayBuffer(0))
-  private pollAddress = 0
+  private readonly busyPoll: BusyPoll
+  private readonly epoll = new Epoll()
+  /** Looks at the descriptors, asleep or not; a system call each. */
+  looks = 0
 
-  /** `tick` runs every `tickMs` at the latest, gets performance.now() and ends the loop by returning false. */
-  constructor(tick: (now: number) => boolean, tickMs: number) {
+  /** `tick` runs every `tickMs` at the latest, gets performance.now() and ends the loop by returning false. Sleeps at once unless told otherwise. */
+  constructor(tick: (now: number) => boolean, tickMs: number, polling: PollingOptions = NEVER) {
     this.tick = tick
     this.tickMs = tickMs
+    this.busyPoll = new BusyPoll(polling)
   }
 
   add(leg: Leg): void {
-    this.legs.push(leg)
-    this.rebuild()
+    const { legs, epoll } = this
+    let place = legs.indexOf(undefined)
+    if (place < 0) place = legs.length
+    if (leg.device.fd >= 0) epoll.add(leg.device.fd, place)
+    legs[place] = leg
+    this.hot[place] = true
   }
 
+  /** Leaves the device alone from now on, in the middle of a breath too; to be called before it is closed. */
   remove(device: Device): void {
-    const at = this.legs.findIndex(leg => leg.device === device)
-    if (at >= 0) this.legs.splice(at, 1)
-    this.rebuild()
+    const place = this.legs.findIndex(leg => leg?.device === device)
+    if (place < 0) return
+    if (device.fd >= 0) this.epoll.delete(device.fd)
+    this.legs[place] = undefined
+    this.hot[place] = false
   }
 
-  /** Runs until the tick says no. */
+  /** Runs until the tick says no; once. */
   run(): void {
+    try {
+      this.breathe()
+    } finally {
+      this.epoll.close()
+    }
+  }
+
+  private breathe(): void {
+    const { legs, hot, busyPoll } = this
     const batch = new Batch()
     let nextTick = 0
     let breaths = 0
     for (;;) {
       let moved = 0
       let blocked = false
-      const { legs } = this
       for (let i = 0; i < legs.length; i++) {
-        if (this.hot[i] === 0) continue
         const leg = legs[i]
+        if (!hot[i] || leg === undefined) continue
         if (leg.ready !== undefined && !leg.ready()) {
           blocked = true
           continue
@@ -68,52 +88,43 @@ export class Loop {
           moved += n
           leg.run(batch)
         } else if (leg.device.held !== undefined && leg.device.held > 0) blocked = true
-        else if (leg.device.fd >= 0) this.hot[i] = 0
+        else if (leg.device.fd >= 0) hot[i] = false
       }
       const now = performance.now()
       if (now >= nextTick) {
         if (!this.tick(now)) return
         nextTick = now + this.tickMs
       }
-      if (moved === 0) {
-        this.look(this.patience(now, nextTick, blocked))
+      if (moved > 0) {
+        busyPoll.moved(now)
+        if (++breaths % GLANCE === 0) this.look(0)
+      } else if (blocked) {
+        this.look(this.patience(now, Math.min(nextTick, now + 1)))
         // What blocks may be freed by frames that come home, which no descriptor announces.
-        if (blocked) this.hot.fill(1)
-      } else if (++breaths % GLANCE === 0) this.look(0)
+        hot.fill(true)
+      } else this.look(busyPoll.stays(now) ? 0 : this.patience(now, nextTick))
     }
   }
 
-  /** How long to sleep, in whole ms. */
-  private patience(now: number, nextTick: number, blocked: boolean): number {
-    let until = blocked ? Math.min(nextTick, now + 1) : nextTick
+  /** How long to sleep, in whole ms, with `latest` at the end of it. */
+  private patience(now: number, latest: number): number {
+    let until = latest
     for (const leg of this.legs) {
-      if (leg.due !== undefined && leg.ready?.() !== false) until = Math.min(until, leg.due())
+      if (leg?.due !== undefined && leg.ready?.() !== false) until = Math.min(until, leg.due())
     }
     return until <= now ? 0 : Math.ceil(until - now)
   }
 
-  /** Polls every device and marks those that have something. */
+  /** Looks at every device and notes those that have something. */
   private look(timeoutMs: number): void {
-    const { legs } = this
-    const ready = poll(this.pollAddress, legs.length, timeoutMs)
-    if (ready <= 0) return
-    for (let i = 0; i < legs.length; i++) {
-      const events = this.poll.getInt16(i * POLLFD + 6, true)
-      if (events === 0) continue
-      if ((events & POLL.IN) !== 0) this.hot[i] = 1
+    const { epoll, hot, legs } = this
+    this.looks++
+    const ready = epoll.wait(timeoutMs)
+    for (let i = 0; i < ready; i++) {
+      const place = epoll.key(i)
+      if (epoll.readable(i)) hot[place] = true
       // NB: an error without data lasts (the interface is gone) and would keep the loop awake.
-      else this.poll.setInt32(i * POLLFD, -1, true)
+      else epoll.delete(legs[place]?.device.fd ?? -1)
     }
-  }
-
-  private rebuild(): void {
-    const { legs } = this
-    this.hot = new Uint8Array(legs.length).fill(1)
-    this.poll = new DataView(new ArrayBuffer(Math.max(1, legs.length) * POLLFD))
-    legs.forEach((leg, i) => {
-      this.poll.setInt32(i * POLLFD, leg.device.fd, true)
-      this.poll.setInt16(i * POLLFD + 4, POLL.IN, true)
-    })
-    this.pollAddress = addressOf(this.poll)
   }
 }

@@ -39,6 +39,7 @@ test('an empty file is the defaults', () => {
     heartbeatLimitMs: 200,
     rungs: { attach: 'auto', offload: 'auto' },
     workers: 1,
+    polling: { mode: 'adaptive', maxMicroseconds: 100 },
     bypass: [{ cidr: '169.254.169.254/32' }],
   })
 })
@@ -57,6 +58,7 @@ failMode: open
 heartbeatLimitMs: 20
 rungs: { attach: clsact, offload: udp-socket }
 workers: 4
+polling: { mode: never, maxMicroseconds: 20 }
 bypass:
   - { cidr: fd00::/8 }
   - { protocol: udp, port: 53 }
@@ -65,6 +67,7 @@ bypass:
   const config = parse(text)
   expect(config.tunnel).toMatchObject({ vni: 16777215, dscp: 46, remote: 'fd00::2', udpChecksum: 'zero' })
   expect(config.bypass).toHaveLength(3)
+  expect(config.polling).toEqual({ mode: 'never', maxMicroseconds: 20 })
 })
 
 describe('what is wrong is said with line, key, value and what is allowed', () => {

@@ -185,3 +185,51 @@ test('busy devices do not starve the tick, nor a quiet one', () => {
   loop.run()
   expect(quiet.got).toBe(1)
 })
+
+test('a loop without traffic looks once a tick, busy polling or not, and however many devices it has', () => {
+  const legs = Array.from({ length: 40 }, () => new Source())
+  let ticks = 0
+  const loop = new Loop(() => ++ticks < 10, 5, { mode: 'always', maxMicroseconds: 1 })
+  for (const leg of legs) loop.add(leg)
+  loop.run()
+  // A timer may end a moment early, and then there is one look more; the first lull is looked through.
+  expect(loop.looks).toBeLessThan(40)
+  expect(legs.map(leg => leg.asked)).toEqual(legs.map(() => 1))
+})
+
+test('while it waits for what comes soon it looks without sleeping, and carries what comes', () => {
+  const source = new Source()
+  let ticks = 0
+  const loop = new Loop(
+    () => {
+      if (++ticks === 3) source.put(2)
+      return source.got < 2
+    },
+    1,
+    { mode: 'always', maxMicroseconds: 1_000_000 },
+  )
+  loop.add(source)
+  loop.run()
+  expect(source.got).toBe(2)
+  expect(loop.looks).toBeGreaterThan(20)
+})
+
+test('many descriptors that are ready at once are all served', () => {
+  const legs = Array.from({ length: 200 }, () => new Source())
+  run(legs, 8, tick => {
+    if (tick === 3) for (const leg of legs) leg.put(2)
+  })
+  expect(legs.map(leg => leg.got)).toEqual(legs.map(() => 2))
+})
+
+test('a leg to come takes the place of one that is gone', () => {
+  const [gone, stays, comes] = [new Source(), new Source(), new Source()]
+  run([gone, stays], 8, (tick, loop) => {
+    if (tick === 2) {
+      loop.remove(gone)
+      loop.add(comes)
+    }
+    if (tick === 4) for (const source of [gone, stays, comes]) source.put(3)
+  })
+  expect([gone.got, stays.got, comes.got]).toEqual([0, 3, 3])
+})
