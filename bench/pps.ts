@@ -11,6 +11,7 @@ import { onStage, whyNot } from './traffic/scene.ts'
 
 const SIZES = [64, 256, 512, 1024, 1400]
 const RATE = 50_000
+const ATTEMPTS = 5
 const SOURCES = { frames: 'prepared frames', socket: 'UDP sockets' } as const
 
 export async function run(bench: Bench): Promise<void> {
@@ -37,9 +38,11 @@ export async function run(bench: Bench): Promise<void> {
   })
 }
 
+/** A rate that is not held, because somebody else used a processor for a moment, is measured again. */
 async function cost(path: Path, options: BlastOptions): Promise<number> {
-  const { delivered, cost } = await blast(path, options)
-  // Somebody else's path may lose some; a processor that is taken away for a moment is no loss of ours.
-  if (delivered < options.rate * 0.9) throw new Error(`${path.name}: only ${Math.round(delivered)} packets/s arrived`)
-  return cost
+  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    const { delivered, cost } = await blast(path, options)
+    if (delivered > options.rate * 0.95) return cost
+  }
+  throw new Error(`${path.name}: less than 95% of ${options.rate} packets/s arrived, ${ATTEMPTS} times`)
 }

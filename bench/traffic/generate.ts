@@ -28,7 +28,7 @@ export interface GenerateInput {
   target: End
   /** Bytes of a frame, Ethernet header included. */
   size: number
-  /** Different five-tuples: so many source ports, then the next target port from `port` on. */
+  /** Different five-tuples: so many source ports, then, with `frames`, the next target port from `port` on. */
   flows: number
   sourcePorts: number
   port: number
