@@ -10,17 +10,20 @@ import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
 import { nameThread } from '../src/os/thread.ts'
 import { Forwarder } from '../src/pipeline/forwarder.ts'
+import { Handover } from '../src/pipeline/handover.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const PUBLISH_MS = 100
 
 const input = workerData as ForwardInput
 nameThread(`forward-${input.worker}`)
-const pool = new Pool(input.pool)
+const pool = new Pool(input.pool, input.frames.first, input.frames.count)
 const counters = new Counters()
 const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
-const forwarder = new Forwarder(pool, counters, underlay, input.forwarder)
+const peers = input.peers.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
+const handover = new Handover(pool, input.worker, input.steering, peers)
+const forwarder = new Forwarder(pool, counters, underlay, input.forwarder, input.workers > 1 ? handover : undefined)
 const nextHop = new NextHopView(input.nextHop)
 forwarder.underlayMtu = nextHop.mtu
 const heartbeats = new Map<number, Heartbeat>()
@@ -35,8 +38,9 @@ const loop = new Loop(now => {
     counters.publish()
   }
   return !serve(input.port, answer)
-}, input.tickMs)
+}, input.tickMs, input.polling)
 loop.add(forwarder.underlayLeg)
+for (const leg of forwarder.strayLegs) loop.add(leg)
 
 function answer(request: unknown): unknown {
   const asked = request as ForwardRequest

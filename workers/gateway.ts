@@ -7,6 +7,7 @@ import { Engine, type GatewayInput, type GatewayResult } from '../src/gateway/en
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { nameThread } from '../src/os/thread.ts'
+import { DEFAULT_POLLING } from '../src/pipeline/busy-poll.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const TICK_MS = 20
@@ -16,14 +17,17 @@ nameThread(`gateway-${input.engine.share?.worker ?? 0}`)
 const pool = new Pool(input.pool, input.frames?.first, input.frames?.count)
 const counters = new Counters()
 const devices = new Devices(pool, counters)
-const engine = new Engine(pool, counters, devices.open(input.underlay), input.engine)
+const underlay = devices.open(input.underlay)
+const peers = input.peers?.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
+const engine = new Engine(pool, counters, underlay, input.engine, peers)
 
 const loop = new Loop(() => {
   engine.tick()
   counters.publish()
   return !stopRequested(input.port)
-}, TICK_MS)
+}, TICK_MS, DEFAULT_POLLING)
 loop.add(engine.leg)
+for (const leg of engine.strayLegs) loop.add(leg)
 
 parentPort?.postMessage(counters.share())
 try {

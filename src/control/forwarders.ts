@@ -1,4 +1,4 @@
-// The forwarding workers of a node, told together: each has its own pool, flow table and counters, and a queue of every device.
+// The forwarding workers of a node, told together: each has frames, a flow table and counters of its own, and a queue of every device.
 
 import { randomSeed } from '../flow/hash.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
@@ -7,11 +7,11 @@ import { createFlowTable } from '../flow/table.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
-import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { Config } from './config.ts'
 import type { Way } from './nexthop.ts'
+import { createPeers } from './peers.ts'
 import type { WorkerCounters } from './source.ts'
 import { type RunningWorker, spawnWorker } from './spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest } from './worker-input.ts'
@@ -41,9 +41,11 @@ export interface Forwarding {
 export class Forwarders {
   readonly all: readonly Forwarding[]
   private readonly probe: Float64Array
+  private readonly peers: { close(): void }
 
-  private constructor(all: Forwarding[], probe: SharedArrayBuffer) {
+  private constructor(all: Forwarding[], probe: SharedArrayBuffer, peers: { close(): void }) {
     this.all = all
+    this.peers = peers
     this.probe = new Float64Array(probe)
   }
 
@@ -54,6 +56,7 @@ export class Forwarders {
     // One seed, because a flow is at home at one worker only if all agree on what a flow is.
     const seed = randomSeed()
     const memory = createProbeMemory()
+    const peers = createPeers(steering.workers, FRAMES)
     const started = options.underlay.map((underlay, number) => {
       const flows = createFlowTable({
         capacity: config.flows.capacity,
@@ -62,22 +65,23 @@ export class Forwarders {
       })
       const probeShare = { memory, sends: number === 0 }
       const input: Omit<ForwardInput, 'port'> = {
-        worker: number,
-        workers: steering.workers,
-        pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
+        ...peers.inputs[number],
+        steering,
         underlay,
         nextHop: way.handle,
         forwarder: { tunnel, underlayMtu: way.mtu, flows, seed, policy, probe, probeShare },
         tickMs: Math.min(50, Math.max(5, Math.floor(config.heartbeatLimitMs / 4))),
+        polling: config.polling,
       }
       const name = steering.workers === 1 ? 'forward' : `forward-${number}`
       return { name, flows: new FlowView(flows), worker: spawnWorker('forward', input, { name }) }
     })
     try {
       const ready = started.map(async one => ({ ...one, counters: (await one.worker.ready) as CountersHandle }))
-      return new Forwarders(await Promise.all(ready), memory)
+      return new Forwarders(await Promise.all(ready), memory, peers)
     } catch (error) {
       await Promise.allSettled(started.map(one => one.worker.stop()))
+      peers.close()
       throw error
     }
   }
@@ -108,8 +112,10 @@ export class Forwarders {
     return { endpointUp: probe[PROBE.UP] === 1, probesSent: probe[PROBE.SENT], probesAnswered: probe[PROBE.ANSWERED] }
   }
 
+  /** Ends all workers; called once. Rejects when one had failed. */
   async stop(): Promise<void> {
     const ended = await Promise.allSettled(this.all.map(one => one.worker.stop()))
+    this.peers.close()
     for (const one of ended) if (one.status === 'rejected') throw one.reason
   }
 

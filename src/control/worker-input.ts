@@ -2,13 +2,16 @@
 
 import type { DeviceSpec } from '../device/open.ts'
 import type { CaptureFile, CaptureFormat, OutputFile, PiecesHandle, Rate } from '../device/pcap.ts'
+import type { Steering } from '../flow/steering.ts'
 import type { CountersHandle } from '../memory/counters.ts'
 import type { NextHopHandle } from '../memory/nexthop.ts'
 import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
+import type { PollingOptions } from '../pipeline/busy-poll.ts'
 import type { ForwarderOptions } from '../pipeline/forwarder.ts'
 import type { ReplayerOptions } from '../pipeline/replayer.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import type { PeerInput } from './peers.ts'
 import type { WorkerInput } from './spawn.ts'
 
 /** One pod interface as a worker serves it. */
@@ -21,16 +24,14 @@ export interface AttachmentInput {
 }
 
 /** Input of workers/forward. */
-export interface ForwardInput extends WorkerInput {
-  /** This worker's number, and how many there are. */
-  worker: number
-  workers: number
-  pool: PoolHandle
+export interface ForwardInput extends WorkerInput, PeerInput {
+  steering: Steering
   underlay: DeviceSpec
   nextHop: NextHopHandle
   forwarder: ForwarderOptions
   /** The longest time between two ticks, and so between two heartbeats. */
   tickMs: number
+  polling: PollingOptions
 }
 
 /** What the main thread asks of workers/forward; each is answered by the worker's counters as they are then. */

@@ -44,9 +44,9 @@ const TRANSPARENT_ETHERNET = 0x6558
 export function workerOfFrame(b: Uint8Array, at: number, end: number, steering: Steering): number {
   if (at + ETHERNET > end) return 0
   const type = (b[at + 12] << 8) | b[at + 13]
-  if (type !== VLAN && type !== SERVICE_VLAN) return workerOfPacket(b, at + ETHERNET, end, type, steering)
+  if (type !== VLAN && type !== SERVICE_VLAN) return workerOfType(b, at + ETHERNET, end, type, steering)
   const inner = at + ETHERNET + TAG
-  return inner > end ? 0 : workerOfPacket(b, inner, end, (b[inner - 2] << 8) | b[inner - 1], steering)
+  return inner > end ? 0 : workerOfType(b, inner, end, (b[inner - 2] << 8) | b[inner - 1], steering)
 }
 
 /** The worker of a tunnel packet by its inner packet; `udp` is where its UDP header is. */
@@ -57,14 +57,19 @@ export function workerOfTunnel(b: Uint8Array, udp: number, end: number, geneve: 
   const inner = at + 8 + (b[at] & 0x3f) * 4
   const type = (b[at + 2] << 8) | b[at + 3]
   if (type === TRANSPARENT_ETHERNET) return workerOfFrame(b, inner, end, steering)
-  return workerOfPacket(b, inner, end, type, steering)
+  return workerOfType(b, inner, end, type, steering)
+}
+
+/** The worker of the IP packet [at, end), whose version is the one that its Ethernet type said. */
+export function workerOfPacket(b: Uint8Array, at: number, end: number, steering: Steering): number {
+  return workerOfType(b, at, end, b[at] >> 4 === 6 ? IPV6 : IPV4, steering)
 }
 
 // What `read` found: addresses in one word, and protocol and ports in another.
 let addresses = 0
 let rest = 0
 
-function workerOfPacket(b: Uint8Array, at: number, end: number, type: number, { workers, seed }: Steering): number {
+function workerOfType(b: Uint8Array, at: number, end: number, type: number, { workers, seed }: Steering): number {
   if (!(type === IPV4 ? read4(b, at, end, true) : type === IPV6 && read6(b, at, end, true))) return 0
   let x = Math.imul(addresses ^ seed[0], MIX.A)
   x = Math.imul(x ^ (x >>> 15) ^ rest ^ seed[1], MIX.B)

@@ -4,10 +4,11 @@
 
 import type { WorkerInput } from '../control/spawn.ts'
 import type { Device } from '../device/device.ts'
-import { LoopbackDevice } from '../device/loopback.ts'
+import { LoopbackDevice, type LoopbackHandle } from '../device/loopback.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { FragmentTable } from '../flow/fragments.ts'
 import type { Seed } from '../flow/hash.ts'
+import type { Steering } from '../flow/steering.ts'
 import type { FlowTableHandle } from '../flow/table.ts'
 import { BATCH, Batch } from '../memory/batch.ts'
 import type { Counters } from '../memory/counters.ts'
@@ -15,6 +16,7 @@ import type { Pool, PoolHandle } from '../memory/pool.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { Complete } from '../pipeline/complete.ts'
 import { Decap } from '../pipeline/decap.ts'
+import { Handover } from '../pipeline/handover.ts'
 import type { Leg } from '../pipeline/loop.ts'
 import { Split } from '../pipeline/split.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
@@ -37,7 +39,7 @@ export interface EngineOptions {
   /** True where packets are stamped by CLOCK_MONOTONIC; false where they bring their time, which then is the only clock there is. */
   live: boolean
   /** Where it is one of several workers: `log` is a word that those of one log share. */
-  share?: { worker: number; workers: number; log: SharedArrayBuffer }
+  share?: { worker: number; workers: number; log: SharedArrayBuffer; steering: Steering }
 }
 
 /** Input of workers/gateway. */
@@ -46,6 +48,8 @@ export interface GatewayInput extends WorkerInput {
   /** Frames of the pool that the worker may hand out; all when not given. */
   frames?: { first: number; count: number }
   underlay: DeviceSpec
+  /** Other workers, by number; none when not given. */
+  peers?: (LoopbackHandle | undefined)[]
   engine: EngineOptions
 }
 
@@ -63,11 +67,20 @@ const DRAIN_BREATHS = 64
 /** The leg of one worker: that thread only. */
 export class Engine {
   readonly leg: Leg
+  /** Legs for what other workers hand over. */
+  readonly strayLegs: Leg[]
   private readonly inspect: Inspect
   private readonly live: boolean
   private readonly log: VerdictLog
 
-  constructor(pool: Pool, counters: Counters, underlay: Device, options: EngineOptions) {
+  /** `peers` are other workers' ends, by number, where there are any. */
+  constructor(
+    pool: Pool,
+    counters: Counters,
+    underlay: Device,
+    options: EngineOptions,
+    peers: readonly (Device | undefined)[] = [],
+  ) {
     const { tunnel, own, rules, flows, seed, logFd, live, share } = options
     const profile = profileNamed(tunnel.profile)
     this.live = live
@@ -76,6 +89,7 @@ export class Engine {
     const timeOriginMs = live ? Date.now() - monotonicMs() : 0
     const splitCounters = counters.stage('split')
     const decap = new Decap(pool, counters.stage('decap'), tunnel, { anyPeer: true, keep: true, anyInner: false })
+    const handover = share && new Handover(pool, share.worker, share.steering, peers)
     this.inspect = new Inspect(pool, counters.stage('inspect'), {
       profile,
       rules,
@@ -85,16 +99,21 @@ export class Engine {
       log: this.log,
       timeOriginMs,
       flowIds: share && { first: share.worker + 1, step: share.workers },
+      handover,
     })
     const turn = new Turn(pool, counters.stage('turn'), profile, tunnel.ttl, own)
     const complete = new Complete(pool, counters.stage('complete'), underlay)
     const out = new Batch(OUT)
-    const split = new Split(pool, splitCounters, batch => {
-      decap.run(batch)
-      this.inspect.run(batch, out)
+    const inspect = (batch: Batch, handedOver: boolean) => {
+      this.inspect.run(batch, out, handedOver)
       turn.run(out)
       complete.run(out)
+    }
+    const split = new Split(pool, splitCounters, batch => {
+      decap.run(batch)
+      inspect(batch, false)
     })
+    this.strayLegs = handover?.legs(batch => inspect(batch, true)) ?? []
     this.leg = {
       device: underlay,
       run: batch => split.run(batch),

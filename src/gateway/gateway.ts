@@ -4,6 +4,7 @@ import { networkInterfaces } from 'node:os'
 import { createCaptures } from '../control/captures.ts'
 import { type WorkerCount, workerCount } from '../control/config.ts'
 import { flowRows } from '../control/flows.ts'
+import { createPeers } from '../control/peers.ts'
 import { openTunnelSockets } from '../control/sockets.ts'
 import { type FlowRow, type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
 import { spawnWorker } from '../control/spawn.ts'
@@ -16,7 +17,6 @@ import type { Steering } from '../flow/steering.ts'
 import { createFlowTable } from '../flow/table.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
-import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import type { AttachRung } from '../os/classifier.ts'
 import { inNamespace, queueDrops } from '../os/netns.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
@@ -89,13 +89,18 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   const workers = workerCount(options.workers ?? 1)
   const captures = createCaptures(options.capture?.path, workers, options.capture?.limitBytes)
   const seed = randomSeed()
-  const opened = openDevices(options, port, profile.kind, { workers, seed })
+  const steering = { workers, seed }
+  const opened = openDevices(options, port, profile.kind, steering)
+  const shared = createPeers(workers, FRAMES)
   const log = new SharedArrayBuffer(4)
   const own = ownAddresses(local, options.namespace ?? '')
   const running = opened.devices.map((device, worker) => {
     const flows = createFlowTable({ capacity: FLOWS })
+    const { pool, frames, peers } = shared.inputs[worker]
     const input: Omit<GatewayInput, 'port'> = {
-      pool: createPool({ frames: FRAMES, frameSize: SUPER_FRAME, headroom: HEADROOM }),
+      pool,
+      frames,
+      peers,
       underlay: { device, capture: captures[worker] },
       engine: {
         tunnel,
@@ -105,7 +110,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
         seed,
         logFd: options.logFd ?? -1,
         live: true,
-        ...(workers > 1 && { share: { worker, workers, log } }),
+        ...(workers > 1 && { share: { worker, workers, log, steering } }),
       },
     }
     const name = workers === 1 ? WORKER : `${WORKER}-${worker}`
@@ -114,6 +119,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   const end = async () => {
     const ended = await Promise.allSettled(running.map(({ worker }) => worker.stop()))
     opened.close()
+    shared.close()
     for (const one of ended) if (one.status === 'rejected') throw one.reason
   }
   try {

@@ -11,6 +11,7 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { KEY_WORDS, type Pool } from '../memory/pool.ts'
 import { packetsOf } from '../pipeline/decide.ts'
+import type { Handover } from '../pipeline/handover.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as tcp from '../wire/tcp.ts'
@@ -32,10 +33,13 @@ export interface InspectOptions {
   timeOriginMs: number
   /** The first flow's id and what is added for each further one; 1 and 1 when not given. */
   flowIds?: { first: number; step: number }
+  /** Takes what belongs to other workers; undefined where there are none. */
+  handover?: Handover
 }
 
 const ACTION = { allow: VERDICT.ALLOW, drop: VERDICT.DROP, reset: VERDICT.RESET } as const
 const DEFAULT_RULE = -1
+const STRAY = -1
 
 /** Packets between two looks for idle flows, and rows looked at: every row is visited once in as many packets as there are rows. */
 const EXPIRE_EVERY = 64
@@ -79,16 +83,27 @@ export class Inspect {
     this.opener = new Uint8Array(options.flows.capacity + 1)
   }
 
-  /** Takes every frame of `received` and empties it: allowed ones and answers are appended to `out` in order, which needs twice the room. */
-  run(received: Batch, out: Batch): void {
+  /**
+   * Takes every frame of `received` and empties it: allowed ones and answers are appended to `out` in order, which needs twice the room; those
+   * of other workers are handed over, unless another worker has handed these over.
+   */
+  run(received: Batch, out: Batch, handedOver = false): void {
     const { pool, counters } = this
     const { frames, length } = received
+    const handover = handedOver ? undefined : this.options.handover
     const before = out.length
     let bytes = 0
+    let strays = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
-      bytes += pool.length[frame]
-      const reason = this.inspect(frame)
+      const size = pool.length[frame]
+      const reason = this.inspect(frame, handover)
+      // A stray is counted where it is at home.
+      if (reason === STRAY) {
+        strays++
+        continue
+      }
+      bytes += size
       if (reason === 0) {
         out.push(frame)
         continue
@@ -98,7 +113,8 @@ export class Inspect {
       pool.free(frame)
     }
     received.length = 0
-    counters.received(length, bytes)
+    handover?.flush()
+    counters.received(length - strays, bytes)
     let sent = 0
     for (let i = before; i < out.length; i++) sent += pool.length[out.frames[i]]
     counters.sent(out.length - before, sent)
@@ -110,8 +126,8 @@ export class Inspect {
     this.flows.expire(budget)
   }
 
-  /** Does for one frame all but the freeing. */
-  private inspect(frame: number): DropReason {
+  /** Does for one frame all but the freeing; STRAY when it was handed over. */
+  private inspect(frame: number, handover: Handover | undefined): DropReason {
     const { pool, flows, options } = this
     if (++this.packets % EXPIRE_EVERY === 0) flows.expire(EXPIRE_EVERY)
     const tunnel = pool.outerTransport[frame] + udp.HEADER
@@ -127,6 +143,7 @@ export class Inspect {
     let row = flows.find(pool.key, at, pool.hash[frame])
     const isNew = row < 0
     if (isNew) {
+      if (handover?.take(frame)) return STRAY
       const opener = pool.reversed[frame] ^ (isAnswer(pool, frame) ? 1 : 0)
       row = flows.insert(pool.key, at, pool.hash[frame], opener)
       if (row < 0) return DROP.FLOW_TABLE_FULL

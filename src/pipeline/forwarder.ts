@@ -17,6 +17,7 @@ import { Decap } from './decap.ts'
 import { Decide } from './decide.ts'
 import { Encap } from './encap.ts'
 import { Fit } from './fit.ts'
+import type { Handover } from './handover.ts'
 import type { Leg } from './loop.ts'
 import { PROBE_MAC, Probe, type ProbeOptions, type ProbeShare } from './probe.ts'
 import { Restore } from './restore.ts'
@@ -55,6 +56,8 @@ export class Forwarder {
   private readonly fit: Fit
   private readonly encap: Encap
   private readonly restore: Restore
+  private readonly restoreStrays: Restore
+  private readonly handover: Handover | undefined
   private readonly decap: Decap
   private readonly probe: Probe
   private readonly underlayOut: Complete
@@ -64,7 +67,8 @@ export class Forwarder {
   private readonly pods: (Pod | undefined)[] = []
   private readonly touched = new Batch(MAX_ATTACHMENTS)
 
-  constructor(pool: Pool, counters: Counters, underlay: Device, options: ForwarderOptions) {
+  /** `handover` where there are other workers. */
+  constructor(pool: Pool, counters: Counters, underlay: Device, options: ForwarderOptions, handover?: Handover) {
     this.pool = pool
     this.tunnel = options.tunnel
     this.table = new FlowTable(options.flows)
@@ -88,7 +92,11 @@ export class Forwarder {
     const decapOptions = { anyPeer: false, keep: false, anyInner: false }
     this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)
     const probes = this.probe.returned
-    this.restore = new Restore(pool, counters.stage('restore'), { table, fragments, seed, attachments: index, probes })
+    const restoreCounters = counters.stage('restore')
+    const restoreOptions = { table, fragments, seed, attachments: index, probes }
+    this.restore = new Restore(pool, restoreCounters, { ...restoreOptions, handover })
+    this.restoreStrays = new Restore(pool, restoreCounters, restoreOptions)
+    this.handover = handover
     this.podCounters = counters.stage('complete pod')
     const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
     this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
@@ -160,9 +168,23 @@ export class Forwarder {
   }
 
   private comeBack(batch: Batch): void {
-    const { pool, pods, touched } = this
     this.decap.run(batch)
     this.restore.run(batch)
+    this.handover?.flush()
+    this.deliver(batch)
+  }
+
+  /** Legs for what other workers hand over. */
+  get strayLegs(): Leg[] {
+    const run = (batch: Batch) => {
+      this.restoreStrays.run(batch)
+      this.deliver(batch)
+    }
+    return this.handover?.legs(run) ?? []
+  }
+
+  private deliver(batch: Batch): void {
+    const { pool, pods, touched } = this
     const { frames, length } = batch
     for (let i = 0; i < length; i++) {
       const frame = frames[i]

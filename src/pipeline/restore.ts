@@ -10,6 +10,7 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { KEY_WORDS, type Pool } from '../memory/pool.ts'
 import { type AttachmentIndex, PROBE_ATTACHMENT } from './attachments.ts'
+import type { Handover } from './handover.ts'
 
 export interface RestoreOptions {
   table: FlowTable
@@ -19,6 +20,8 @@ export interface RestoreOptions {
   attachments: AttachmentIndex | undefined
   /** Takes returned probes. */
   probes: Batch | undefined
+  /** Takes what belongs to other workers; undefined where there are none, and for what they have handed over. */
+  handover?: Handover
 }
 
 /** The stage behind decap. */
@@ -33,20 +36,25 @@ export class Restore {
     this.options = options
   }
 
-  /** Frames with an attachment and a flow stay; probes leave by their outlet; the rest is dropped. */
+  /** Frames with an attachment and a flow stay; probes and strays leave by their outlets; the rest is dropped. */
   run(batch: Batch): void {
     const { pool, counters } = this
-    const { probes } = this.options
+    const { probes, handover } = this.options
     const { frames, length } = batch
     let kept = 0
     let dropped = 0
+    let strays = 0
     let bytes = 0
     let droppedBytes = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       const size = pool.length[frame]
-      bytes += size
       const reason = this.restore(frame)
+      if (reason === DROP.UNKNOWN_FLOW && handover?.take(frame)) {
+        strays++
+        continue
+      }
+      bytes += size
       if (reason !== 0) {
         dropped++
         droppedBytes += size
@@ -55,8 +63,9 @@ export class Restore {
       } else if (probes !== undefined && pool.attachment[frame] === PROBE_ATTACHMENT) probes.push(frame)
       else frames[kept++] = frame
     }
-    counters.received(length, bytes)
-    counters.sent(length - dropped, bytes - droppedBytes)
+    // A stray is counted where it is at home.
+    counters.received(length - strays, bytes)
+    counters.sent(length - strays - dropped, bytes - droppedBytes)
     batch.length = kept
   }
 
