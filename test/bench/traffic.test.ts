@@ -157,9 +157,22 @@ describe.skipIf(missing !== undefined)(
         const file = join(folder, `${by}.pcap`)
         const inside = (command: string[]) => inNamespace(namespace, () => spawn(command[0], command.slice(1)))
         const filter = ['-c', '70', 'udp and dst host 10.0.0.2']
-        const tcpdump = inside(['tcpdump', '-i', 'eth1', '-Q', 'in', '-U', '--immediate-mode', '-w', file, ...filter])
+        const tcpdump = inside([
+          'tcpdump',
+          '-i',
+          'eth1',
+          '-Q',
+          'in',
+          '-U',
+          '--immediate-mode',
+          '-s',
+          '256',
+          '-w',
+          file,
+          ...filter,
+        ])
         const captured = once(tcpdump, 'close')
-      await once(tcpdump.stderr, 'data')
+        for await (const text of tcpdump.stderr) if (String(text).includes('listening')) break
         const sourcePorts = by === 'frames' ? 50 : 70
         const input: GenerateInput = {
           ...{ by, interface: 'eth0', size: 64, flows: 70, sourcePorts, port: 9, rate: 0, seconds: 10, once: true },
