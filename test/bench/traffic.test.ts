@@ -183,7 +183,7 @@ describe.skipIf(missing !== undefined)(
         const generator = inside([process.execPath, program, JSON.stringify(input)])
         const output = (await generator.stdout.toArray()).join('')
         expect(output).toContain('"sent":70')
-        await once(tcpdump, 'close')
+        await captured
         const fields = ['frame.len', 'udp.srcport', 'udp.dstport', 'ip.checksum.status', 'udp.checksum.status']
         const options = [
           '-o',
