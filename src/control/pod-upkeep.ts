@@ -10,7 +10,7 @@ import type { PodOptions, Pods } from './pods.ts'
 import type { LinkChange, LinkWatch } from './watch.ts'
 
 /** Time between two examinations where no event asks for one, ms. */
-const EXAMINE_MS = 2000
+const EXAMINE_MS = 5000
 
 export interface PodUpkeepOptions {
   pods: Pods

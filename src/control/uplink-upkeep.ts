@@ -10,6 +10,8 @@ import type { LinkWatch } from './watch.ts'
 
 /** Time between two looks at what no event tells of, ms. */
 const EXAMINE_MS = 1000
+/** Time between two looks at the way, where nothing happened to the uplink, ms: a neighbour's new address is known so soon. */
+const WAY_MS = 500
 
 export interface UplinkUpkeepOptions {
   namespace: string
@@ -28,6 +30,8 @@ export class UplinkUpkeep {
   private readonly name: string
   private mtu: number
   private due = 0
+  private wayDue = 0
+  private changed = false
   private filters = false
   /** Whether it was down or gone since the last tick, be it up again by now. */
   private interrupted = false
@@ -40,6 +44,7 @@ export class UplinkUpkeep {
     this.mtu = way.mtu
     this.questions = new Rtnetlink(namespace)
     this.stop = watch.watch(namespace, uplink, change => {
+      this.changed = true
       if (change === 'down' || change === 'gone') this.interrupted = true
       if (change === 'filters') this.filters = true
     }).stop
@@ -49,7 +54,11 @@ export class UplinkUpkeep {
   tick(now: number): void {
     const { way, alarms } = this.options
     const { name } = this
-    way.refresh()
+    if (this.changed || now >= this.wayDue) {
+      this.changed = false
+      this.wayDue = now + WAY_MS
+      way.refresh()
+    }
     if (way.mtu !== this.mtu) {
       alarms.note(`${name} MTU`, `${name}: the path MTU was ${this.mtu} and is ${way.mtu}`)
       this.mtu = way.mtu

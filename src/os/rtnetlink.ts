@@ -88,6 +88,12 @@ export interface Route {
 /** What has changed; `link` comes with its new state, of all else only the interface is told. */
 export type NetEvent = { kind: 'link'; link: Link; gone: boolean } | { kind: 'address' | 'filter'; index: number }
 
+// One buffer for all sockets of a thread: nothing in it outlives a call.
+const bytes = new Uint8Array(BUFFER)
+const view = new DataView(bytes.buffer)
+const bufferAddress = addressOf(bytes)
+const decoder = new TextDecoder()
+
 interface Message {
   type: number
   /** Position of the payload in the buffer, and of its end. */
@@ -99,9 +105,6 @@ interface Message {
 export class Rtnetlink {
   /** Polls readable when `events` has something. */
   readonly fd: number
-  private readonly bytes = new Uint8Array(BUFFER)
-  private readonly view = new DataView(this.bytes.buffer)
-  private readonly address = addressOf(this.bytes)
 
   /**
    * Opens a socket in a namespace (a name or path; '' is the current one). One that hears of `groups` (GROUP bits) is for `events`, one
@@ -129,7 +132,7 @@ export class Rtnetlink {
   addresses(index: number): Uint8Array[] {
     const found: Uint8Array[] = []
     for (const { type, at, end } of this.ask(RTM.GETADDR, NLM_F_DUMP, words(0, 0))) {
-      if (type !== RTM.NEWADDR || this.view.getUint32(at + 4, true) !== index) continue
+      if (type !== RTM.NEWADDR || view.getUint32(at + 4, true) !== index) continue
       // Of a point-to-point interface, ADDRESS is the far side's.
       const own = this.attribute(at + 8, end, IFA.LOCAL) ?? this.attribute(at + 8, end, IFA.ADDRESS)
       if (own !== undefined) found.push(own)
@@ -147,15 +150,15 @@ export class Rtnetlink {
       ...attribute(RTA.OIF, words(index)),
     ]
     for (const { type, at, end } of this.ask(RTM.GETROUTE, 0, message, ANY)) {
-      if (type !== RTM.NEWROUTE || this.bytes[at + 7] !== RTN_UNICAST) continue
+      if (type !== RTM.NEWROUTE || bytes[at + 7] !== RTN_UNICAST) continue
       const gateway = this.attribute(at + 12, end, RTA.GATEWAY) ?? this.attribute(at + 12, end, RTA.VIA)?.subarray(2)
       const oif = this.find(at + 12, end, RTA.OIF)
       const metrics = this.find(at + 12, end, RTA.METRICS)
-      const mtu = metrics < 0 ? -1 : this.find(metrics + 4, metrics + this.view.getUint16(metrics, true), RTAX_MTU)
+      const mtu = metrics < 0 ? -1 : this.find(metrics + 4, metrics + view.getUint16(metrics, true), RTAX_MTU)
       return {
         gateway,
-        index: oif < 0 ? 0 : this.view.getUint32(oif + 4, true),
-        mtu: mtu < 0 ? undefined : this.view.getUint32(mtu + 4, true),
+        index: oif < 0 ? 0 : view.getUint32(oif + 4, true),
+        mtu: mtu < 0 ? undefined : view.getUint32(mtu + 4, true),
       }
     }
     return undefined
@@ -165,7 +168,7 @@ export class Rtnetlink {
   neighbour(address: Uint8Array, index: number): Uint8Array | undefined {
     const message = [...words(familyOf(address), index, 0), ...attribute(NDA.DST, address)]
     for (const { type, at, end } of this.ask(RTM.GETNEIGH, 0, message, ANY)) {
-      if (type !== RTM.NEWNEIGH || (this.view.getUint16(at + 8, true) & NUD_VALID) === 0) continue
+      if (type !== RTM.NEWNEIGH || (view.getUint16(at + 8, true) & NUD_VALID) === 0) continue
       const mac = this.attribute(at + 12, end, NDA.LLADDR)
       return mac?.length === 6 ? mac : undefined
     }
@@ -176,10 +179,10 @@ export class Rtnetlink {
   events(): NetEvent[] | undefined {
     const events: NetEvent[] = []
     for (;;) {
-      const n = read(this.fd, this.address, BUFFER)
+      const n = read(this.fd, bufferAddress, BUFFER)
       if (n === -ERRNO.EAGAIN) return events
       if (n === -ERRNO.ENOBUFS) {
-        while (read(this.fd, this.address, BUFFER) > 0);
+        while (read(this.fd, bufferAddress, BUFFER) > 0);
         return undefined
       }
       must(n, 'read', 'netlink')
@@ -204,14 +207,14 @@ export class Rtnetlink {
     ])
     must(write(this.fd, addressOf(request), request.length), 'write', `netlink request ${type}`)
     for (;;) {
-      const n = must(read(this.fd, this.address, BUFFER), 'read', `netlink request ${type}`)
+      const n = must(read(this.fd, bufferAddress, BUFFER), 'read', `netlink request ${type}`)
       for (const message of this.messages(n)) {
         if (message.type === DONE) return
         if (message.type !== ERROR) {
           yield message
           continue
         }
-        const code = this.view.getInt32(message.at, true)
+        const code = view.getInt32(message.at, true)
         if (code < 0 && allowed !== ANY && code !== -allowed) throw systemError('netlink request', `${type}`, code)
         return
       }
@@ -221,16 +224,15 @@ export class Rtnetlink {
 
   private *messages(length: number): Generator<Message> {
     for (let at = 0; at + HEADER <= length; ) {
-      const size = this.view.getUint32(at, true)
+      const size = view.getUint32(at, true)
       if (size < HEADER || at + size > length) return
-      yield { type: this.view.getUint16(at + 4, true), at: at + HEADER, end: at + size }
+      yield { type: view.getUint16(at + 4, true), at: at + HEADER, end: at + size }
       at += (size + 3) & ~3
     }
   }
 
   private readEvent(message: Message): NetEvent | undefined {
     const { type, at } = message
-    const { view, bytes } = this
     switch (type) {
       case RTM.NEWLINK:
       case RTM.DELLINK:
@@ -251,7 +253,6 @@ export class Rtnetlink {
 
   // struct ifinfomsg: family u8, type u16 at 2, index at 4, flags at 8.
   private readLink({ at, end }: Message): Link {
-    const { view } = this
     const flags = view.getUint32(at + 8, true)
     const name = this.attribute(at + 16, end, IFLA.IFNAME) ?? new Uint8Array()
     const mac = this.attribute(at + 16, end, IFLA.ADDRESS) ?? new Uint8Array()
@@ -259,7 +260,7 @@ export class Rtnetlink {
     const stats = this.find(at + 16, end, IFLA.STATS64)
     return {
       index: view.getInt32(at + 4, true),
-      name: new TextDecoder().decode(name).replace(/\0.*$/, ''),
+      name: decoder.decode(name).replace(/\0.*$/, ''),
       ethernet: view.getUint16(at + 2, true) === ARPHRD_ETHER,
       up: (flags & IFF_UP) !== 0,
       running: (flags & IFF_RUNNING) !== 0,
@@ -272,12 +273,11 @@ export class Rtnetlink {
   /** A copy of an attribute's value. */
   private attribute(at: number, end: number, type: number): Uint8Array | undefined {
     const found = this.find(at, end, type)
-    return found < 0 ? undefined : this.bytes.slice(found + 4, found + this.view.getUint16(found, true))
+    return found < 0 ? undefined : bytes.slice(found + 4, found + view.getUint16(found, true))
   }
 
   /** Where an attribute lies whose value has at least four bytes, or -1. */
   private find(at: number, end: number, type: number): number {
-    const { view } = this
     while (at + 4 <= end) {
       const size = view.getUint16(at, true)
       if (size < 4 || at + size > end) return -1
