@@ -45,6 +45,8 @@ export class XdpDevice implements Device {
   private readonly rx: XdpRing | undefined
   private readonly fill: XdpRing | undefined
   private readonly lent: Uint8Array
+  /** Frames that wait in the fill ring at most; as many are left for packets on their way. */
+  private readonly fillLimit: number
   private txProduced = 0
   /** Of those, what the kernel has taken; the rest is held. */
   private txTaken = 0
@@ -68,6 +70,7 @@ export class XdpDevice implements Device {
     this.rx = handle.receive ? mapRing(handle, 'rx') : undefined
     this.fill = handle.receive ? mapRing(handle, 'fill') : undefined
     this.lent = new Uint8Array(pool.small)
+    this.fillLimit = Math.min(handle.ringSize, pool.availableSmall >> 1)
     this.refill()
   }
 
@@ -120,14 +123,14 @@ export class XdpDevice implements Device {
     return n
   }
 
-  // Gives the kernel frames to receive into, as many as the ring has room for.
+  // Gives the kernel frames to receive into.
   private refill(): void {
     const { pool, fill, lent } = this
     if (fill === undefined) return
     const { words, mask, slots } = fill
-    const room = mask + 1 - ((this.filled - Atomics.load(words, fill.consumer)) | 0)
+    const room = this.fillLimit - ((this.filled - Atomics.load(words, fill.consumer)) | 0)
     const n = Math.min(room, pool.availableSmall)
-    if (n === 0) return
+    if (n <= 0) return
     for (let i = 0; i < n; i++) {
       const frame = pool.allocSmall()
       const at = slots + ((this.filled + i) & mask) * 2

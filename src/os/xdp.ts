@@ -103,6 +103,10 @@ export interface XdpHandle {
   metadata: boolean
 }
 
+const BUSY_TRIES = 40
+const BUSY_MS = 10
+const never = new Int32Array(new SharedArrayBuffer(4))
+
 /** Opens an AF_XDP socket on a queue of an interface. Throws DetourError and leaves nothing behind. */
 export function openXdp(area: UmemArea, options: XdpOptions): XdpHandle {
   const { namespace, interface: name, mode = 'auto', receive, share } = options
@@ -115,6 +119,11 @@ export function openXdp(area: UmemArea, options: XdpOptions): XdpHandle {
       throw new DetourError('not-found', `interface ${name} does not exist in ${namespace || 'this namespace'}`)
     let opened = open(area, options, index, first)
     if (typeof opened === 'number' && first && mode === 'auto') opened = open(area, options, index, false)
+    // The kernel lets go of a queue a moment after its socket is closed (xp_release_deferred).
+    for (let tries = 0; opened === -ERRNO.EBUSY && tries < BUSY_TRIES; tries++) {
+      Atomics.wait(never, 0, 0, BUSY_MS)
+      opened = open(area, options, index, first && mode === 'zero-copy')
+    }
     if (typeof opened === 'number') throw bindError(name, options, opened)
     return opened
   })

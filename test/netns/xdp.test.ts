@@ -3,6 +3,7 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { afterAll, beforeEach, describe, expect, it } from 'vitest'
 import { everything, tunnelPackets } from '../../src/control/xdp-programs.ts'
+import { openXdpUplink } from '../../src/control/xdp-uplink.ts'
 import { CAPABILITY } from '../../src/device/device.ts'
 import { XdpDevice } from '../../src/device/xdp.ts'
 import { DROP } from '../../src/drop.ts'
@@ -448,6 +449,70 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
       kernel.close()
       rig.close()
     })
+
+  it('has a queue of the uplink for each worker, as far as there are queues', () => {
+    ethtool(MID, '-L', 'm0', 'rx', '2', 'tx', '2')
+    ethtool(LEFT, '-L', 'l0', 'rx', '2', 'tx', '2')
+    ipBatch(['address add 10.92.0.3/24 dev m0'], MID)
+    ipBatch([`neighbour replace 10.92.0.3 lladdr ${linkInfo('m0', MID).mac} dev l0`], LEFT)
+    const receive = { address: Uint8Array.from(address('10.92.0.3')), port: 4789 }
+    const uplink = openXdpUplink({ namespace: MID, interface: 'm0', pool: rig.handle, workers: 3, receive })
+    expect(uplink.attach).toBe('native')
+    expect(uplink.sockets.map(({ name }) => name)).toEqual(['m0:0', 'm0:1'])
+    // Each worker hands out small frames of its own.
+    const half = SMALL / 2
+    const pools = [0, 1].map(i => new Pool(rig.handle, SMALL + i, 1, i * half, half))
+    const devices = uplink.sockets.map((handle, i) => new XdpDevice(pools[i], new StageCounters(handle.name), handle))
+    const fds = Int32Array.of(devices[0].fd, POLL.IN, devices[1].fd, POLL.IN)
+    const got = [0, 0]
+    for (let flow = 0; flow < 32; flow++) {
+      const probe = new Probe(LEFT, undefined, '10.92.0.3', 4789)
+      probe.send()
+      expect(poll(addressOf(fds), 2, 1000)).toBe(1)
+      devices.forEach((device, i) => {
+        got[i] += device.receive(rig.batch)
+        pools[i].freeAll(rig.batch)
+      })
+      probe.close()
+    }
+    expect(got[0] + got[1]).toBe(32)
+    expect(Math.min(...got)).toBeGreaterThan(0)
+
+    const end = new Wire(LEFT, 'l0')
+    devices.forEach((device, i) => {
+      const packet = build({ from: '10.92.0.3', to: LEFT4, toMac: linkInfo('l0', LEFT).mac, data: [i] })
+      const frame = pools[i].allocSmall()
+      expect(frame).toBeGreaterThanOrEqual(0)
+      pools[i].bytes.set(packet, pools[i].start[frame])
+      pools[i].length[frame] = packet.length
+      rig.batch.push(frame)
+      device.transmit(rig.batch)
+      expect(end.saw(packet)).toBe(true)
+    })
+    end.close()
+    uplink.close()
+    expect(ip(['link', 'show', 'm0'], MID)).not.toContain('xdp')
+    for (const device of devices) device.close()
+    expect(pools.map(pool => pool.availableSmall)).toEqual([half, half])
+    rig.close()
+  })
+
+  it('transmits on an uplink without a program, and leaves nothing behind when a socket is not to be had', () => {
+    const options = { namespace: MID, interface: 'm1', pool: rig.handle, workers: 2 }
+    const uplink = openXdpUplink(options)
+    expect([uplink.sockets.length, uplink.attach]).toEqual([1, undefined])
+    expect(() => openXdpUplink(options)).toThrow(/m1 queue 0: another AF_XDP socket/)
+    for (const { fd } of uplink.sockets) close(fd)
+    const other = loadXdp('somebody', new Assembler().exit(XDP_PASS).assemble())
+    const link = inNamespace(MID, () => must(attachXdp(other, interfaceIndex('m1'), 'native'), 'link', 'm1'))
+    const receive = { address: Uint8Array.of(10, 92, 0, 3), port: 4789 }
+    expect(() => openXdpUplink({ ...options, receive })).toThrow(/somebody/)
+    close(link)
+    close(other)
+    // The queue is free again.
+    for (const { fd } of openXdpUplink(options).sockets) close(fd)
+    rig.close()
+  })
 
   it('leaves an interface with a program of someone else alone, and names it', () => {
     const other = loadXdp('somebody', new Assembler().exit(XDP_PASS).assemble())
