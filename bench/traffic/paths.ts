@@ -51,6 +51,8 @@ export interface Path {
   /** What Detour carried so far; undefined where it is not on the way. */
   carried?: () => Carried
   node?: RunningNode
+  /** The endpoint is not the kernel's VXLAN device, and costs what it costs. */
+  bothEnds?: boolean
   /** Processes that forward. */
   pids?: number[]
   /** Takes a path that uses processor time at rest out of the others' way, and puts it back. */
@@ -123,7 +125,7 @@ export async function switchWay(profile: Profile, ports: PortType = 'system', tr
   const switches = [near]
   if (profile === 'vxlan') kernelEndpoint(scene)
   else switches.push(await endpointSwitch(scene))
-  return { ...toEndpoint(name, scene), ...ofSwitches(switches) }
+  return { ...toEndpoint(name, scene), ...ofSwitches(switches), bothEnds: profile === 'geneve' }
 }
 
 /** The pods of a hairpin are joined by the node's bridge: no tunnel. */
