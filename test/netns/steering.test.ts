@@ -1,14 +1,18 @@
 // Which worker a packet belongs to: the kernel's program against the function in JavaScript, by BPF_PROG_TEST_RUN.
 
+import { execFileSync } from 'node:child_process'
 import { closeSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import { steerFrames, steerTunnels } from '../../src/control/steering.ts'
 import { randomSeed } from '../../src/flow/hash.ts'
 import { type Steering, workerOfFrame, workerOfTunnel } from '../../src/flow/steering.ts'
 import { loadFilter } from '../../src/os/bpf.ts'
-import { addressOf, bpf, must } from '../../src/os/libc.ts'
+import { addressOf, bpf, must, read } from '../../src/os/libc.ts'
+import { createNamespace, deleteNamespace, inNamespace } from '../../src/os/netns.ts'
+import { openTap, quietTap } from '../../src/os/tun.ts'
 import { flows, packets } from '../flow/packets.ts'
 import { buildFrames, random } from '../wire/build.ts'
+import { missing, title } from './support.ts'
 
 const needsRoot = process.getuid?.() === 0 ? '' : ' (skipped: needs root)'
 const ETHERNET = 14
@@ -96,6 +100,67 @@ describe.skipIf(needsRoot !== '')(`steering in the kernel${needsRoot}`, () => {
       })
     })
   }
+})
+
+describe.skipIf(missing !== '')(title('a TAP with three queues'), () => {
+  const namespace = 'dtf-steer'
+  const steering: Steering = { workers: 3, seed: Int32Array.of(77, -78) }
+  // Sends frames, given in hexadecimal, out of an interface.
+  const SEND = `
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind((sys.argv[1], 0))
+for line in sys.stdin: s.send(bytes.fromhex(line))
+`
+
+  /** The queue that each frame came out of, by its bytes. */
+  function queuesOf(program: Uint8Array, frames: Uint8Array[]): Map<string, number> {
+    const filter = loadFilter('dtf_steer', program)
+    createNamespace(namespace)
+    const tap = openTap({ name: 'three0', namespace, queues: 3, steering: filter })
+    try {
+      closeSync(filter)
+      quietTap('three0', namespace)
+      const input = frames.map(frame => `${Buffer.from(frame).toString('hex')}\n`).join('')
+      inNamespace(namespace, () => execFileSync('/usr/bin/python3', ['-c', SEND, 'three0'], { input }))
+      const found = new Map<string, number>()
+      const buffer = new Uint8Array(4096)
+      for (const [queue, fd] of tap.fds.entries()) {
+        for (let n = 0; (n = read(fd, addressOf(buffer), buffer.length)) > 0; )
+          found.set(Buffer.from(buffer.subarray(tap.headerSize, n)).toString('hex'), queue)
+      }
+      return found
+    } finally {
+      for (const fd of tap.fds) closeSync(fd)
+      deleteNamespace(namespace)
+    }
+  }
+
+  const scapy = packets.map(packet => Uint8Array.from(Buffer.from(packet.hex, 'hex')))
+
+  it("gives each frame, and each tunnel packet of it, to its worker's queue", () => {
+    const outer = (udp: Uint8Array) => Uint8Array.of(...new Array(12).fill(2), 8, 0, ...new Array(20).fill(0), ...udp)
+    const queues = queuesOf(steerFrames(steering), scapy)
+    expect(queues.size).toBe(new Set(packets.map(packet => packet.hex)).size)
+    const seen = new Set<number>()
+    for (const frame of scapy) {
+      const queue = queues.get(Buffer.from(frame).toString('hex'))
+      seen.add(queue ?? -1)
+      expect(queue).toBe(workerOfFrame(frame, 0, frame.length, steering))
+    }
+    expect([...seen].sort()).toEqual([0, 1, 2])
+    for (const [kind, header] of [
+      ['geneve', GENEVE_OPTIONS],
+      ['vxlan', VXLAN],
+    ] as const) {
+      const tunnelled = scapy.map(frame => outer(inTunnel([...header], frame)))
+      const inside = queuesOf(steerTunnels(kind, ETHERNET + 20 + 8, steering), tunnelled)
+      for (const [i, frame] of scapy.entries()) {
+        const queue = inside.get(Buffer.from(tunnelled[i]).toString('hex'))
+        expect(queue).toBe(queues.get(Buffer.from(frame).toString('hex')))
+      }
+    }
+  })
 })
 
 describe('steering', () => {

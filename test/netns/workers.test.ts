@@ -111,6 +111,12 @@ const stages = (name: string) =>
     return found
   })
 const dropped = (name: string, reason?: number) => stages(name).reduce((sum, stage) => sum + stage.drops(reason), 0)
+/** Packets that came to one worker and belonged to another. */
+const handedOver = () =>
+  (node as RunningNode).source
+    .counters()
+    .flatMap(({ stages }) => stages.filter(stage => stage.name.startsWith('loopback')))
+    .reduce((sum, stage) => sum + stage.row[2], 0)
 
 /** Every worker has flows. */
 async function usesAll(workers: number): Promise<void> {
@@ -177,6 +183,20 @@ async function everything(from: string, to: string, far: string[]): Promise<void
   expect(refused.trim().split('\n')).toEqual(new Array(5).fill('ECONNREFUSED'))
 }
 
+// A VXLAN endpoint that answers in the name of whoever was asked, up to 20 packets in one send with UDP_SEGMENT (udp(7)).
+const TOGETHER = `
+import select, socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('10.99.0.2', 4789))
+while True:
+  replies = []
+  while len(replies) < 20 and (not replies or select.select([s], [], [], 0.02)[0]):
+    p, peer = s.recvfrom(65536)
+    if len(p) != 150 or p[20:22] != b'\\x08\\x00' or p[31] != 17: continue
+    replies.append(p[:8] + p[14:20] + p[8:14] + p[20:34] + p[38:42] + p[34:38] + p[44:46] + p[42:44] + p[46:])
+  s.sendmsg([b''.join(replies)], [(17, 103, struct.pack('H', 150))], 0, ('10.99.0.1', 4789))
+`
+
 /** Stops one thread of this process as a debugger would, until the returned function lets it go on. */
 async function hang(thread: string): Promise<() => Promise<void>> {
   const tasks = `/proc/${process.pid}/task`
@@ -228,6 +248,7 @@ describe.skipIf(missing !== '')(title('a node with several workers'), () => {
       await node?.stop()
       expect(dropped('restore', DROP.UNKNOWN_FLOW)).toBe(0)
       expect(dropped('decap')).toBe(0)
+      expect(handedOver()).toBe(0)
       for (const name of ['encap', 'restore']) {
         for (const stage of stages(name)) expect(stage.row[2], name).toBeGreaterThan(0)
       }
@@ -254,8 +275,24 @@ describe.skipIf(missing !== '')(title('a node with several workers'), () => {
         expect(new Set(rows.map(row => row.worker)).size).toBe(2)
         const stages = gateway.source.counters().flatMap(one => one.stages)
         expect(stages.filter(stage => stage.drops() !== 0).map(stage => stage.name)).toEqual([])
+        if (offload === 'udp-socket') expect(handedOver()).toBeGreaterThan(0)
       })
     }
+  }
+
+  for (const offload of ['tunnel-gso', 'uso', 'udp-socket']) {
+    it(`takes apart what an endpoint puts together of several flows, rung ${offload}`, async () => {
+      build('without')
+      // A veth leaves checksums to a wire that never comes, and this endpoint sees what is inside as it was sent.
+      await runIn(POD, 'ethtool', '-K', 'eth0', 'tx', 'off')
+      const child = inNamespace(ENDPOINT, () => spawn('/usr/bin/python3', ['-c', TOGETHER], { stdio: 'inherit' }))
+      children.push(child)
+      await start('vxlan', { workers: 3, rungs: { offload } })
+      expect(await runIn(POD, process.execPath, '-e', ASK, '100', FAR[0], FAR[0])).toBe('40\n')
+      await node?.stop()
+      expect(dropped('restore', DROP.UNKNOWN_FLOW)).toBe(0)
+      expect(handedOver()).toBeGreaterThan(0)
+    })
   }
 
   it('applies the fail mode when a single worker hangs, and ends it when the worker goes on', async () => {
