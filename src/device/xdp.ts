@@ -203,13 +203,16 @@ export class XdpDevice implements Device {
     if (pool.headroomOf(frame) < reserve) return DROP.NO_HEADROOM
     let options = 0
     if ((pool.offload[frame] & OFFLOAD.NEEDS_CHECKSUM) !== 0) {
-      if (this.capabilities === 0) return DROP.OFFLOAD
       const { view } = pool
       const at = start - TX_METADATA
+      const from = pool.checksumStart[frame] - start
+      // NB: the kernel would try a packet whose checksum is not in it again and again, and never come to the next.
+      if (this.capabilities === 0 || from < ETHERNET || from + pool.checksumOffset[frame] + 2 > length)
+        return DROP.OFFLOAD
       options = DESC_METADATA
       view.setInt32(at + METADATA.FLAGS, METADATA_CHECKSUM, true)
       view.setInt32(at + METADATA.FLAGS + 4, 0)
-      view.setUint16(at + METADATA.CHECKSUM_START, pool.checksumStart[frame] - start, true)
+      view.setUint16(at + METADATA.CHECKSUM_START, from, true)
       view.setUint16(at + METADATA.CHECKSUM_OFFSET, pool.checksumOffset[frame], true)
     }
     const { words, mask, slots } = this.tx

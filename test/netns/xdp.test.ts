@@ -342,10 +342,20 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
     pool.start[beyond] = pool.limit(beyond) - packet.length + 1
     const short = rig.put(packet)
     pool.length[short] = 13
+    for (const [from, offset] of [
+      [0, 6],
+      [34, packet.length - 35],
+      [packet.length, 0],
+    ]) {
+      const frame = rig.put(packet)
+      pool.offload[frame] = OFFLOAD.NEEDS_CHECKSUM
+      pool.checksumStart[frame] = pool.start[frame] + from
+      pool.checksumOffset[frame] = offset
+    }
     device.transmit(rig.batch)
     expect(
       [DROP.OFFLOAD, DROP.NO_HEADROOM, DROP.OVERSIZED, DROP.ETHERNET_TRUNCATED].map(r => counters.drops(r)),
-    ).toEqual([1, 1, 2, 1])
+    ).toEqual([4, 1, 2, 1])
     expect(end.next(20)).toBe(undefined)
     end.close()
     rig.close()
