@@ -73,9 +73,13 @@ export class Alarms {
     this.log(text)
   }
 
-  /** Whether the condition holds. */
-  holds(name: string): boolean {
-    return this.alarms.get(name)?.raised ?? false
+  /** Forgets what was said of something that is no more: the name itself, and those that go on after a space. */
+  forget(name: string): void {
+    for (const known of this.alarms.keys()) {
+      if (known !== name && !known.startsWith(`${name} `)) continue
+      this.alarms.delete(known)
+      this.episodes.delete(known)
+    }
   }
 
   /** Logs what has ended; call it a few times a second. */

@@ -39,6 +39,12 @@ export class Losses {
     }
   }
 
+  /** Forgets a place that is no more. */
+  forget(place: string): void {
+    for (const name of this.losses.keys()) if (name.startsWith(`${place} `)) this.losses.delete(name)
+    this.alarms.forget(place)
+  }
+
   /** Takes a counter of lost packets: of `place`, for a reason by its name and in words. */
   count(place: string, reason: string, words: string, total: number): void {
     const name = `${place} ${reason}`

@@ -21,6 +21,8 @@ export interface PodUpkeepOptions {
 
 interface Kept {
   pod: PodOptions
+  /** What its losses are counted as: the name of its TAP's counters. */
+  place: string
   /** What has happened since the last examination. */
   changes: Set<LinkChange>
   /** When it is next examined without anything happening, ms. */
@@ -56,7 +58,8 @@ export class PodUpkeep {
     const stop = () => {
       for (const each of stops) each()
     }
-    this.kept.set(pod.id, { pod, changes, due: 0, work: undefined, stop })
+    const place = `tap ${pod.id}:${attachment?.tapName ?? ''}`
+    this.kept.set(pod.id, { pod, place, changes, due: 0, work: undefined, stop })
   }
 
   /** Keeps it no longer; resolves when a repair that was under way is over. */
@@ -66,6 +69,8 @@ export class PodUpkeep {
     this.kept.delete(id)
     kept.stop()
     await kept.work
+    this.options.alarms.forget(`attachment ${id}`)
+    this.options.losses.forget(kept.place)
   }
 
   /** Examines the pods that something happened to, and the others now and then. `now` in ms. */
@@ -101,12 +106,7 @@ export class PodUpkeep {
         )
         attachment.update(found.addresses, found.link.mtu)
       }
-      losses.count(
-        `tap:${id}:${attachment.tapName}`,
-        'queue-full',
-        'the workers do not keep up',
-        found.tap?.txDropped ?? 0,
-      )
+      losses.count(kept.place, 'queue-full', 'the workers do not keep up', found.tap?.txDropped ?? 0)
       return
     }
     alarms.raise(alarm, `${alarm}: ${fault.replace('%', `${name} of ${namespace}`)}`)
@@ -118,9 +118,10 @@ export class PodUpkeep {
   }
 
   /** Takes away what is left, and attaches again where there is an interface. */
-  private async repair({ pod, changes }: Kept, there: boolean): Promise<void> {
-    const { pods } = this.options
+  private async repair({ pod, place, changes }: Kept, there: boolean): Promise<void> {
+    const { pods, losses } = this.options
     await pods.detach(pod.id)
+    losses.forget(place)
     if (!there || !this.kept.has(pod.id)) return
     await pods.attach(pod)
     // What that did to the namespace is looked at, too, which ends the alarm.

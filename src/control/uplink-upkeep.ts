@@ -84,7 +84,7 @@ export class UplinkUpkeep {
       if (lost === '' && (now >= this.due || this.filters)) {
         const tap = this.questions.link(underlay.tapName)
         if (tap === undefined) return `has lost its TAP ${underlay.tapName}: restart the node`
-        losses.count(`tap:${underlay.tapName}`, 'queue-full', 'the workers do not keep up', tap.txDropped)
+        losses.count(`tap ${underlay.tapName}`, 'queue-full', 'the workers do not keep up', tap.txDropped)
         if (!tap.up) lost = 'has its TAP set down'
         else if ((underlay.attachRung === 'tcx' || this.filters) && !underlay.isAttached())
           lost = 'has lost its programs'

@@ -24,10 +24,10 @@ describe('alarms', () => {
     alarms.raise('link', 'the link is down')
     expect(later(0)).toEqual(['the link is down'])
     expect(later(60_000)).toEqual([])
-    expect(alarms.holds('link')).toBe(true)
+    expect(alarms.list()[0].raised).toBe(true)
     alarms.clear('link', 'the link is up')
     alarms.clear('link', 'the link is up')
-    expect(alarms.holds('link')).toBe(false)
+    expect(alarms.list()[0].raised).toBe(false)
     expect(later(HOLD_MS - 1)).toEqual([])
     expect(later(1)).toEqual(['the link is up after 60.0 s'])
     expect(later(60_000)).toEqual([])
@@ -48,6 +48,18 @@ describe('alarms', () => {
     expect(lines).toEqual(['the link is down'])
     expect(later(HOLD_MS)).toEqual(['the link is up after 99.5 s, 100 times'])
     expect(alarms.list()[0]).toMatchObject({ raised: false, times: 100, text: 'the link is up' })
+  })
+
+  it('are forgotten with what they were about, and with nothing else', () => {
+    const { alarms, later } = make()
+    for (const name of ['pod a', 'pod a changed', 'pod ab']) alarms.raise(name, `${name}!`)
+    later(0)
+    alarms.forget('pod a')
+    alarms.clear('pod a', 'never told')
+    expect(later(HOLD_MS)).toEqual([])
+    expect(alarms.list().map(({ name }) => name)).toEqual(['pod ab'])
+    alarms.raise('pod a', 'again')
+    expect(later(0)).toEqual(['again'])
   })
 
   it('keep conditions apart, and end none that never began', () => {

@@ -53,6 +53,15 @@ describe('losses', () => {
     ])
   })
 
+  it('of a place that is no more are forgotten', () => {
+    const { losses, second } = make()
+    const count = (total: number) => second(() => losses.count('tap a', 'queue', 'its queue is full', total))
+    expect(count(7)).toHaveLength(1)
+    losses.forget('tap a')
+    for (let i = 0; i < 6; i++) expect(count(0)).toEqual([])
+    expect(count(1)).toHaveLength(1)
+  })
+
   it('start anew where a counter does', () => {
     const { losses, second } = make()
     const count = (total: number) => second(() => losses.count('tap', 'queue', 'its queue is full', total))
