@@ -12,6 +12,7 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, type Pool } from '../memory/pool.ts'
 import { AF, addressOf, ERRNO, POLL, poll, sendmmsg } from '../os/libc.ts'
+import { LARGEST_SUPER_PACKET } from '../os/tun.ts'
 import { SOCKADDR, UDP_OPTION, type UdpHandle } from '../os/udp.ts'
 import { u16 } from '../wire/bytes.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -25,8 +26,8 @@ const MESSAGES = 64
 /** Datagrams a message: what every kernel takes (UDP_MAX_SEGMENTS, 128 since 6.9). */
 const SEGMENTS = 64
 const IOVECS = MESSAGES * SEGMENTS
-/** Payload of the largest UDP datagram over IPv4, and so of a message. */
-const LARGEST = 65_507
+/** Bytes of a message: with Ethernet, IPv6 and UDP headers it is still a super-packet that a TAP at the far end takes whole. */
+const LARGEST = LARGEST_SUPER_PACKET - 63
 
 const MESSAGE = 64
 const IOVEC = 16

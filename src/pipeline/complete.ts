@@ -2,7 +2,7 @@
 // does not take. The rungs for a super-packet, best first:
 //
 //   the device takes it as it is         nothing to do
-//   tunnelled, the device has USO        inner segments in software, packed into super-packets of the outer UDP
+//   tunnelled, the device has USO        one frame a segment, which the device gathers into super-packets of the outer UDP
 //   otherwise                            one frame a segment
 //
 // One frame may become more than a thousand, so frames go to the device in portions, which frees them for the next.
@@ -12,7 +12,6 @@ import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
-import { LARGEST_SUPER_PACKET } from '../os/tun.ts'
 import { setU16, u16 } from '../wire/bytes.ts'
 import { finish, pseudo, sum } from '../wire/checksum.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -20,10 +19,8 @@ import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
 import { Portions } from './portions.ts'
-import { localChecksum, partialChecksum, Segmenter } from './segment.ts'
+import { LEFT, localChecksum, partialChecksum, Segmenter } from './segment.ts'
 
-/** Datagrams in a super-packet of the underlay; what Linux takes everywhere (UDP_MAX_SEGMENTS, 128 since 6.9). */
-const USO_SEGMENTS = 64
 const USO = CAPABILITY.USO4 | CAPABILITY.USO6
 
 /** The stage in front of a device. */
@@ -79,8 +76,14 @@ export class Complete {
     }
     const bad = this.segmenter.open(frame)
     if (bad !== 0) return bad
-    if (this.segmenter.shared !== 0 && this.hasUso(frame)) this.pack(frame)
-    else this.portions.pushSegments(this.segmenter, frame, (this.capabilities & CAPABILITY.CHECKSUM) !== 0)
+    // Of datagrams that it may gather into a super-packet a device with USO completes the outer checksums.
+    const left =
+      this.segmenter.shared !== 0 && this.hasUso(frame)
+        ? LEFT.OUTER
+        : (this.capabilities & CAPABILITY.CHECKSUM) !== 0
+          ? LEFT.INNER
+          : LEFT.NONE
+    this.portions.pushSegments(this.segmenter, frame, left)
     return 0
   }
 
@@ -145,37 +148,6 @@ export class Complete {
     const transport = pool.outerTransport[frame]
     udp.setChecksum(b, transport, pseudo(b, ip, ipv4.PROTOCOL.UDP, udp.length(b, transport)))
     return 0
-  }
-
-  /** Inner segments, packed into super-packets of the outer UDP. */
-  private pack(frame: number): void {
-    const { pool, counters, segmenter, portions } = this
-    const { count, shared, payload } = segmenter
-    const size = payload - shared + segmenter.size
-    const headers = shared - pool.start[frame]
-    const room = Math.min(LARGEST_SUPER_PACKET - 1, pool.frameSize - pool.headroom) - headers
-    const most = Math.max(1, Math.min(USO_SEGMENTS, Math.floor(room / size)))
-    let made = 0
-    for (let i = 0; i < count; ) {
-      const last = Math.min(count, i + most)
-      const packet = portions.take(headers + (last - i) * size)
-      made++
-      if (packet < 0) {
-        // What is left would have been at least this one.
-        counters.dropped(DROP.NO_FRAME)
-        break
-      }
-      let at = pool.start[packet] + headers
-      for (let j = i; j < last; j++) {
-        counters.copied(segmenter.bytesOf(j))
-        at += segmenter.writeInner(j, at)
-      }
-      segmenter.writeOuter(i, frame, packet, at, size)
-      portions.push(packet)
-      i = last
-    }
-    counters.created(made - 1)
-    pool.free(frame)
   }
 }
 

@@ -5,7 +5,7 @@ import { DROP } from '../drop.ts'
 import { BATCH, Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { type Pool, SMALL_FRAME, SMALL_HEADROOM } from '../memory/pool.ts'
-import type { Segmenter } from './segment.ts'
+import { ALIGNMENT, type Segmenter } from './segment.ts'
 
 /** Bytes behind a small frame's headroom. */
 const SMALL_ROOM = SMALL_FRAME - SMALL_HEADROOM
@@ -50,11 +50,11 @@ export class Portions {
     out.push(frame)
   }
 
-  /** Takes the super-packet that `segmenter` opened and passes on one frame a segment; the last one stays where it is. */
-  pushSegments(segmenter: Segmenter, frame: number, partial: boolean): void {
+  /** Takes the super-packet that `segmenter` opened and passes on one frame a segment, of whose checksums one may be `left`; the last one stays where it is. */
+  pushSegments(segmenter: Segmenter, frame: number, left: number): void {
     const { pool, counters } = this
     const last = segmenter.count - 1
-    const bytes = segmenter.headers + segmenter.size
+    const bytes = segmenter.headers + segmenter.size + ALIGNMENT
     counters.created(last)
     for (let i = 0; i < last; i++) {
       const segment = this.take(bytes)
@@ -63,11 +63,11 @@ export class Portions {
         pool.free(frame)
         return
       }
-      segmenter.write(i, frame, segment, partial)
+      segmenter.write(i, frame, segment, left)
       counters.copied(segmenter.size)
       this.push(segment)
     }
-    segmenter.write(last, frame, frame, partial)
+    segmenter.write(last, frame, frame, left)
     this.push(frame)
   }
 

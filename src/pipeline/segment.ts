@@ -22,6 +22,12 @@ export const MAX_SEGMENTS = Math.ceil(65_535 / 48)
 
 const { TCP, UDP } = ipv4.PROTOCOL
 
+/** Source and target of a copy within shared memory must be equally aligned, or the engine copies single bytes: 1,448 bytes in 460 ns instead of 73 (Node 20, 2 virtual cores). */
+export const ALIGNMENT = 8
+
+/** Which checksum of a segment is left to the device. */
+export const LEFT = { NONE: 0, INNER: 1, OUTER: 2 } as const
+
 /** One super-packet at a time; one instance a stage. */
 export class Segmenter {
   /** Payload bytes of every segment but the last. */
@@ -84,71 +90,41 @@ export class Segmenter {
   }
 
   /**
-   * Writes segment `i` into the frame `to`, where that starts, with its metadata. With `partial` the checksum is left to the device, as
-   * NEEDS_CHECKSUM. `to` may be `from` for the last segment, when all others are written: then its payload stays where it is.
+   * Writes segment `i` into the frame `to`, at most ALIGNMENT bytes in front of where that starts, with its metadata. `left` is
+   * the checksum that is left to the device, as NEEDS_CHECKSUM. `to` may be `from` for the last segment, when all others are
+   * written: then its payload stays where it is.
    */
-  write(i: number, from: number, to: number, partial: boolean): void {
+  write(i: number, from: number, to: number, left: number): void {
     const { pool, payload } = this
     const source = payload + i * this.size
-    const bytes = this.bytesOf(i)
-    const by = to === from ? source - payload : pool.start[to] - this.start
+    const end = source + this.bytesOf(i)
+    let by = source - payload
     if (to === from) pool.bytes.copyWithin(this.start + by, this.start, payload)
     else {
+      const start = pool.start[to]
+      by = start - this.start - ((start - this.start - by) & (ALIGNMENT - 1))
       copyBytes(pool.view, this.start + by, pool.view, this.start, payload - this.start)
-      copyBytes(pool.view, payload + by, pool.view, source, bytes)
+      pool.bytes.copyWithin(payload + by, source, end)
       pool.copyMetadata(from, to)
     }
-    const end = payload + by + bytes
+    const limit = payload + by + end - source
     pool.start[to] = this.start + by
-    pool.length[to] = end - this.start - by
+    pool.length[to] = limit - this.start - by
     pool.network[to] = this.network + by
     pool.transport[to] = this.transport + by
     pool.payload[to] = payload + by
     pool.outerTransport[to] = this.outer === 0 ? 0 : this.shared - udp.HEADER + by
     pool.gso[to] = GSO.NONE
     pool.offload[to] = OFFLOAD.CHECKSUM_VALID
-    this.patchInner(i, by, end, partial)
-    if (partial && !this.withoutChecksum) {
+    this.patchInner(i, by, limit, left === LEFT.INNER)
+    if (left === LEFT.INNER && !this.withoutChecksum) {
       pool.offload[to] = OFFLOAD.NEEDS_CHECKSUM
       pool.checksumStart[to] = this.transport + by
       pool.checksumOffset[to] = this.protocol === TCP ? tcp.CHECKSUM : udp.CHECKSUM
     }
-    if (this.outer !== 0) this.patchOuter(i, by, end)
-  }
-
-  /** Writes what stands between outer UDP header and end of segment `i` at `at`, checksums complete, and returns its size. */
-  writeInner(i: number, at: number): number {
-    const { pool, payload, shared } = this
-    const source = payload + i * this.size
-    const bytes = this.bytesOf(i)
-    const by = at - shared
-    copyBytes(pool.view, at, pool.view, shared, payload - shared)
-    copyBytes(pool.view, payload + by, pool.view, source, bytes)
-    this.patchInner(i, by, payload + by + bytes, false)
-    return payload + bytes - shared
-  }
-
-  /**
-   * Makes `to`, which got segments one after the other behind its outer headers up to `end`, a UDP super-packet of the
-   * underlay whose datagrams carry `size` bytes. Linux asks for a partial checksum there (udp_gso: CHECKSUM_PARTIAL).
-   */
-  writeOuter(i: number, from: number, to: number, end: number, size: number): void {
-    const { pool } = this
-    const by = pool.start[to] - this.start
-    const transport = this.shared - udp.HEADER + by
-    copyBytes(pool.view, this.start + by, pool.view, this.start, this.shared - this.start)
-    pool.copyMetadata(from, to)
-    pool.start[to] = this.start + by
-    pool.length[to] = end - this.start - by
-    setLengths(pool.bytes, this.outer + by, transport, end, i, false)
-    partialChecksum(pool, to, this.outer + by, transport)
-    pool.network[to] = this.outer + by
-    pool.transport[to] = transport
-    pool.payload[to] = this.shared + by
-    pool.outerTransport[to] = 0
-    const several = end - this.shared - by > size
-    pool.gso[to] = several ? GSO.UDP : GSO.NONE
-    pool.gsoSize[to] = several ? size : 0
+    if (this.outer === 0) return
+    this.patchOuter(i, by, limit, left === LEFT.OUTER)
+    if (left === LEFT.OUTER) partialChecksum(pool, to, this.outer + by, pool.outerTransport[to])
   }
 
   /** Bytes that every segment repeats. */
@@ -208,12 +184,12 @@ export class Segmenter {
     } else udp.updateChecksum(b, network, transport)
   }
 
-  private patchOuter(i: number, by: number, end: number): void {
+  private patchOuter(i: number, by: number, end: number, partial: boolean): void {
     const b = this.pool.bytes
     const ip = this.outer + by
     const transport = this.shared - udp.HEADER + by
     setLengths(b, ip, transport, end, i, false)
-    if (!this.outerChecksum) return
+    if (partial || !this.outerChecksum) return
     if (this.withoutChecksum) udp.updateChecksum(b, ip, transport)
     else {
       const inner = this.transport + by

@@ -7,7 +7,7 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, type Pool } from '../memory/pool.ts'
 import { Portions } from './portions.ts'
-import { Segmenter } from './segment.ts'
+import { LEFT, Segmenter } from './segment.ts'
 
 /** The stage behind a device that receives UDP super-packets, in front of decap. */
 export class Split {
@@ -35,7 +35,7 @@ export class Split {
       if (pool.gso[frame] !== GSO.UDP) portions.push(frame)
       else {
         const bad = segmenter.open(frame)
-        if (bad === 0) portions.pushSegments(segmenter, frame, true)
+        if (bad === 0) portions.pushSegments(segmenter, frame, LEFT.INNER)
         else {
           counters.dropped(bad)
           pool.free(frame)

@@ -4,64 +4,17 @@
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { CAPABILITY } from '../../src/device/device.ts'
-import { TapDevice } from '../../src/device/tap.ts'
-import { BATCH, Batch } from '../../src/memory/batch.ts'
-import { COLUMN, StageCounters } from '../../src/memory/counters.ts'
+import { BATCH } from '../../src/memory/batch.ts'
+import { StageCounters } from '../../src/memory/counters.ts'
 import { createPool, HEADROOM, OFFLOAD, Pool, SUPER_FRAME } from '../../src/memory/pool.ts'
-import { addressOf, close, read } from '../../src/os/libc.ts'
 import { Complete } from '../../src/pipeline/complete.ts'
 import { KernelBridge } from '../pipeline/kernel.ts'
 import { batchOf, build, load, type Packet, PLAIN, pattern, plainSum, type Shape, Sink } from '../pipeline/super.ts'
-import { pair } from './pair.ts'
+import { written } from './written.ts'
 
-const HEADER = 24
-const ALL = 0x1ef
 const root = process.getuid?.() === 0
 
-const [fd, kernelEnd] = pair()
 const memory = createPool({ frames: BATCH, frameSize: SUPER_FRAME, headroom: HEADROOM })
-const into = new Uint8Array(HEADER + 65_536)
-afterAll(() => {
-  close(fd)
-  close(kernelEnd)
-})
-
-/** What a TAP with these capabilities gets when the packets are transmitted in one batch. */
-function written(packets: Packet[], capabilities = ALL): Packet[] {
-  const pool = new Pool(memory)
-  const counters = new StageCounters('tap')
-  const device = new TapDevice(pool, counters, { name: 'test', fd, headerSize: HEADER, capabilities })
-  const batch = new Batch()
-  for (const packet of packets) batch.push(load(pool, packet))
-  device.transmit(batch)
-  expect(pool.available).toBe(BATCH)
-  const found: Packet[] = []
-  for (let n = 0; (n = read(kernelEnd, addressOf(into), into.length)) >= 0; ) found.push(parse(into.slice(0, n)))
-  expect(counters.row[COLUMN.OUT_PACKETS]).toBe(packets.length)
-  expect(counters.row[COLUMN.OUT_BYTES]).toBe(packets.reduce((sum, { bytes }) => sum + bytes.length, 0))
-  expect(counters.row[COLUMN.CALLS]).toBe(found.length)
-  return found
-}
-
-/** A virtio-net header and the frame behind it (linux/virtio_net.h). */
-function parse(message: Uint8Array): Packet {
-  const v = new DataView(message.buffer)
-  const at = (offset: number) => v.getUint16(offset, true)
-  const bytes = message.subarray(HEADER)
-  const network = 14
-  const transport = at(6)
-  return {
-    bytes,
-    gso: message[1],
-    gsoSize: at(4),
-    offload: message[0],
-    outerTransport: 0,
-    network,
-    transport,
-    payload: at(2),
-    checksumOffset: at(8),
-  }
-}
 
 /** The packets as they would stand on a wire: super-packets segmented, checksums complete. */
 function onWire(packets: Packet[]): string[] {

@@ -7,9 +7,11 @@ import { COLUMN, StageCounters } from '../../src/memory/counters.ts'
 import { createPool, GSO, HEADROOM, OFFLOAD, Pool, SUPER_FRAME } from '../../src/memory/pool.ts'
 import { Complete } from '../../src/pipeline/complete.ts'
 import { Split } from '../../src/pipeline/split.ts'
+import { written } from '../device/written.ts'
 import { batchOf, build, load, type Packet, PLAIN, pattern, type Shape, Sink } from './super.ts'
 
 const FRAMES = 100
+const USO = CAPABILITY.CHECKSUM | CAPABILITY.USO4 | CAPABILITY.USO6
 
 function run(
   packet: Packet,
@@ -45,7 +47,7 @@ describe('split', () => {
         payload: pattern(40_001),
         gsoSize: 1400,
       }
-      const [packed] = complete(build(shape), CAPABILITY.CHECKSUM | CAPABILITY.USO4 | CAPABILITY.USO6)
+      const [packed] = written(complete(build(shape), USO), USO)
       const { packets, counters } = split(received(packed))
       expect(packets).toHaveLength(29)
       expect(packets.every(p => p.gso === 0 && p.offload === OFFLOAD.NEEDS_CHECKSUM)).toBe(true)

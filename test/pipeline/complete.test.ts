@@ -155,12 +155,6 @@ describe('complete', () => {
     one.complete.run(batchOf(load(one.pool, packet)))
     expect(one.counters.drops(DROP.NO_FRAME)).toBe(30)
     balanced(one, 1)
-    const packed = stage(USO, 1)
-    packed.complete.run(
-      batchOf(load(packed.pool, build({ ...PLAIN, tunnel: 'vxlan', payload: pattern(30_000), gsoSize: 1000 }))),
-    )
-    expect(packed.counters.drops(DROP.NO_FRAME)).toBe(1)
-    balanced(packed, 1)
   })
 
   test('a super-packet that came back with its flag for congestion needs TSO_ECN', () => {
