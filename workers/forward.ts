@@ -29,16 +29,20 @@ forwarder.underlayMtu = nextHop.mtu
 const heartbeats = new Map<number, Heartbeat>()
 let nextPublish = 0
 
-const loop = new Loop(now => {
-  for (const heartbeat of heartbeats.values()) heartbeat.beat(input.worker)
-  if (nextHop.refresh()) forwarder.underlayMtu = nextHop.mtu
-  forwarder.tick(now)
-  if (now >= nextPublish) {
-    nextPublish = now + PUBLISH_MS
-    counters.publish()
-  }
-  return !serve(input.port, answer)
-}, input.tickMs, input.polling)
+const loop = new Loop(
+  now => {
+    for (const heartbeat of heartbeats.values()) heartbeat.beat(input.worker)
+    if (nextHop.refresh()) forwarder.underlayMtu = nextHop.mtu
+    forwarder.tick(now)
+    if (now >= nextPublish) {
+      nextPublish = now + PUBLISH_MS
+      counters.publish()
+    }
+    return !serve(input.port, answer)
+  },
+  input.tickMs,
+  input.polling,
+)
 loop.add(forwarder.underlayLeg)
 for (const leg of forwarder.strayLegs) loop.add(leg)
 

@@ -21,11 +21,15 @@ const underlay = devices.open(input.underlay)
 const peers = input.peers?.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
 const engine = new Engine(pool, counters, underlay, input.engine, peers)
 
-const loop = new Loop(() => {
-  engine.tick()
-  counters.publish()
-  return !stopRequested(input.port)
-}, TICK_MS, DEFAULT_POLLING)
+const loop = new Loop(
+  () => {
+    engine.tick()
+    counters.publish()
+    return !stopRequested(input.port)
+  },
+  TICK_MS,
+  DEFAULT_POLLING,
+)
 loop.add(engine.leg)
 for (const leg of engine.strayLegs) loop.add(leg)
 
