@@ -127,12 +127,14 @@ export async function stageFault(mixed: Mixed, fault: Fault): Promise<Verdict> {
   return { fault: fault.name, counted: grown, lines: said, recoveredMs, problems }
 }
 
-/** Lines that were said more than once, numbers aside. */
+/** What was said more than once: the same line twice, or, numbers aside, more than a beginning and an end. */
 export function repeated(lines: readonly string[]): string[] {
-  const times = new Map<string, number>()
-  for (const line of lines) {
-    const words = line.replaceAll(/\d+(\.\d+)?/g, '#')
-    times.set(words, (times.get(words) ?? 0) + 1)
+  const times = (said: readonly string[]) => {
+    const times = new Map<string, number>()
+    for (const line of said) times.set(line, (times.get(line) ?? 0) + 1)
+    return [...times]
   }
-  return [...times].filter(([, count]) => count > 1).map(([words]) => words)
+  const words = lines.map(line => line.replaceAll(/\d+(\.\d+)?/g, '#'))
+  const same = times(lines).filter(([, count]) => count > 1)
+  return [...same, ...times(words).filter(([, count]) => count > 2)].map(([line]) => line)
 }
