@@ -38,6 +38,8 @@ export interface Device {
   readonly exhausted: boolean
   /** Transmitted frames that still wait for room, where the device holds them; receive sends them on. */
   readonly held?: number
+  /** True when the last receive took all that was there, where the device can tell: `fd` says when there is more. */
+  readonly drained?: boolean
 
   /**
    * Appends received frames to the batch, as many as are there, as the batch has room for and as one breath should

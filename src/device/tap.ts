@@ -44,6 +44,7 @@ export class TapDevice implements Device {
   readonly fd: number
   readonly capabilities: number
   exhausted = false
+  drained = false
 
   private readonly pool: Pool
   private readonly counters: StageCounters
@@ -70,6 +71,7 @@ export class TapDevice implements Device {
     const { pool, counters, headerSize, base, fd } = this
     if (this.exhausted) return 0
     const now = monotonicMs()
+    this.drained = false
     const room = Math.min(batch.room, BATCH)
     let bytes = 0
     let packets = 0
@@ -86,6 +88,7 @@ export class TapDevice implements Device {
       if (n < headerSize + ETHERNET) {
         pool.free(frame)
         if (n < 0) {
+          this.drained = true
           this.refused(-n)
           break
         }

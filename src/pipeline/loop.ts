@@ -87,6 +87,7 @@ export class Loop {
         if (n > 0) {
           moved += n
           leg.run(batch)
+          if (leg.device.drained === true) hot[i] = false
         } else if (leg.device.held !== undefined && leg.device.held > 0) blocked = true
         else if (leg.device.fd >= 0) hot[i] = false
       }

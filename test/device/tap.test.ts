@@ -217,6 +217,19 @@ describe('TapDevice', () => {
     expect(device.receive(small)).toBe(1)
   })
 
+  it('says whether it took all that was there, and asks one call more than there are packets to know', () => {
+    const { device, batch, give, counters, pool } = setUp()
+    for (let i = 0; i < 3; i++) give(message({}, 60))
+    expect(device.receive(new Batch(2))).toBe(2)
+    expect([device.drained, counters.row[COLUMN.CALLS]]).toEqual([false, 2])
+    expect(device.receive(batch)).toBe(1)
+    expect([device.drained, counters.row[COLUMN.CALLS]]).toEqual([true, 4])
+    pool.freeAll(batch)
+    give(message({}, 60))
+    device.receive(batch)
+    expect(device.drained).toBe(true)
+  })
+
   it('leaves packets in the kernel when the pool is empty', () => {
     const { device, batch, give, counters, pool } = setUp({ frames: 1 })
     give(message({}, 60))

@@ -20,6 +20,7 @@ class Source implements Device, Leg {
   readonly device = this
   exhausted = false
   held = 0
+  drained: boolean | undefined
   isReady = true
   asked = 0
   got = 0
@@ -232,4 +233,13 @@ test('a leg to come takes the place of one that is gone', () => {
     if (tick === 4) for (const source of [gone, stays, comes]) source.put(3)
   })
   expect([gone.got, stays.got, comes.got]).toEqual([0, 3, 3])
+})
+
+test('a device that says it is drained is not asked again before its descriptor says so', () => {
+  const source = new Source()
+  source.drained = true
+  source.put(3)
+  run([source], 8, tick => tick === 4 && source.put(2))
+  expect(source.got).toBe(5)
+  expect(source.asked).toBe(2)
 })
