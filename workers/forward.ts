@@ -17,22 +17,27 @@ const PUBLISH_MS = 100
 
 const input = workerData as ForwardInput
 nameThread(`forward-${input.worker}`)
-const pool = new Pool(input.pool, input.frames.first, input.frames.count)
+const { first, count, firstSmall, smallCount } = input.frames
+const pool = new Pool(input.pool, first, count, firstSmall, smallCount)
 const counters = new Counters()
 const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const peers = input.peers.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
 const handover = new Handover(pool, input.worker, input.steering, peers)
-const forwarder = new Forwarder(pool, counters, underlay, input.forwarder, input.workers > 1 ? handover : undefined)
+const express = input.express && devices.open(input.express)
+const forwarder = new Forwarder(pool, counters, underlay, input.forwarder, {
+  handover: input.workers > 1 ? handover : undefined,
+  express,
+})
 const nextHop = new NextHopView(input.nextHop)
-forwarder.underlayMtu = nextHop.mtu
+forwarder.follow(nextHop)
 const heartbeats = new Map<number, Heartbeat>()
 let nextPublish = 0
 
 const loop = new Loop(
   now => {
     for (const heartbeat of heartbeats.values()) heartbeat.beat(input.worker)
-    if (nextHop.refresh()) forwarder.underlayMtu = nextHop.mtu
+    if (nextHop.refresh()) forwarder.follow(nextHop)
     forwarder.tick(now)
     if (now >= nextPublish) {
       nextPublish = now + PUBLISH_MS

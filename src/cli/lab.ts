@@ -7,6 +7,8 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import {
   ATTACH_RUNGS,
   type AttachRung,
+  EXPRESS_RUNGS,
+  type ExpressRung,
   FAIL_MODES,
   type FailMode,
   OFFLOAD_RUNGS,
@@ -32,6 +34,7 @@ interface Options {
   fail: FailMode
   offload: OffloadRung
   attach: AttachRung
+  express: ExpressRung
   workers: WorkerCount
   report: string
   keep?: boolean
@@ -61,6 +64,9 @@ export function labCommand(): Command {
     )
     .addOption(
       new Option('--attach <RUNG>', 'how packets are taken from interfaces').choices(ATTACH_RUNGS).default('auto'),
+    )
+    .addOption(
+      new Option('--express <RUNG>', 'what small packets leave the node by').choices(EXPRESS_RUNGS).default('auto'),
     )
     .option('--workers <N>', 'threads of node and gateway each, or auto', parseWorkerCount, 1)
     .option('--report <DIR>', 'where the report goes', 'lab-report')
@@ -92,8 +98,8 @@ async function lab(options: Options, command: Command): Promise<void> {
     console.log(removed.length === 0 ? 'Nothing was left.' : `Removed: ${removed.join(', ')}.`)
     return
   }
-  const { profile, fail, offload, attach, workers, report, run, seconds, keep = false, ipv6 = false } = options
-  const rungs = { offload, attach }
+  const { profile, fail, offload, attach, express, workers, report, run, seconds, keep = false, ipv6 = false } = options
+  const rungs = { offload, attach, express }
   const labOptions: LabOptions = { profile, ipv6, failMode: fail, rungs, workers, report, keep, run, seconds }
   const screen = options.json ? silent : new Screen()
   if (!options.json) {

@@ -20,6 +20,10 @@ export type AttachRung = (typeof ATTACH_RUNGS)[number]
 export const OFFLOAD_RUNGS = ['auto', 'tunnel-gso', 'uso', 'udp-socket', 'plain'] as const
 export type OffloadRung = (typeof OFFLOAD_RUNGS)[number]
 
+/** What small packets to the endpoint leave by. */
+export const EXPRESS_RUNGS = ['auto', 'af-xdp', 'none'] as const
+export type ExpressRung = (typeof EXPRESS_RUNGS)[number]
+
 /** What the kernel does with a pod's packets when the daemon is dead or hung. */
 export const FAIL_MODES = ['open', 'closed'] as const
 export type FailMode = (typeof FAIL_MODES)[number]
@@ -107,6 +111,8 @@ export const configSchema = section({
   rungs: section({
     attach: oneOf(ATTACH_RUNGS).default('auto'),
     offload: oneOf(OFFLOAD_RUNGS).default('auto'),
+    /** A device of their own for small packets to the endpoint, where there is one; it passes by the uplink's queueing discipline and egress programs. */
+    express: oneOf(EXPRESS_RUNGS).default('auto'),
   }).prefault({}),
   /** Threads that share the flows, each with a queue of every device; `auto` goes by the processors there are. */
   workers: such<WorkerCount>(

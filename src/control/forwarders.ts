@@ -11,13 +11,10 @@ import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.t
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { Config } from './config.ts'
 import type { Way } from './nexthop.ts'
-import { createPeers } from './peers.ts'
+import type { Peers } from './peers.ts'
 import type { WorkerCounters } from './source.ts'
 import { type RunningWorker, spawnWorker } from './spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest } from './worker-input.ts'
-
-/** Frames of a worker's pool: a batch each way, what rings and answers hold, and room to spare. */
-const FRAMES = 1024
 
 export interface ForwardersOptions {
   config: Config
@@ -28,6 +25,10 @@ export interface ForwardersOptions {
   steering: Steering
   /** The underlay's queue of each worker. */
   underlay: ForwardInput['underlay'][]
+  /** The device for small packets of each worker that has one. */
+  express: ForwardInput['express'][]
+  /** Taken, also when none starts. */
+  peers: Peers
 }
 
 /** One of the workers, as the main thread sees it. */
@@ -51,12 +52,11 @@ export class Forwarders {
 
   /** Starts the workers and resolves when all of them serve the underlay. Throws DetourError, and then none is left. */
   static async start(options: ForwardersOptions): Promise<Forwarders> {
-    const { config, tunnel, way, probe, steering } = options
+    const { config, tunnel, way, probe, steering, peers } = options
     const policy = compile(config.bypass.map(bypassRule), VERDICT.STEER, 'bypass')
     // One seed, because a flow is at home at one worker only if all agree on what a flow is.
     const seed = randomSeed()
     const memory = createProbeMemory()
-    const peers = createPeers(steering.workers, FRAMES)
     const started = options.underlay.map((underlay, number) => {
       const flows = createFlowTable({
         capacity: config.flows.capacity,
@@ -68,6 +68,7 @@ export class Forwarders {
         ...peers.inputs[number],
         steering,
         underlay,
+        express: options.express[number],
         nextHop: way.handle,
         forwarder: { tunnel, underlayMtu: way.mtu, flows, seed, policy, probe, probeShare },
         tickMs: Math.min(50, Math.max(5, Math.floor(config.heartbeatLimitMs / 4))),

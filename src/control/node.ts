@@ -9,9 +9,11 @@ import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
 import { createCaptures } from './captures.ts'
 import { type Config, workerCount } from './config.ts'
+import { openExpress } from './express.ts'
 import { Forwarders } from './forwarders.ts'
 import { Way } from './nexthop.ts'
 import { type NodeParts, nodeSource } from './node-source.ts'
+import { createPeers } from './peers.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { openTunnelSockets } from './sockets.ts'
 import type { Source } from './source.ts'
@@ -22,6 +24,11 @@ import { Upkeep } from './upkeep.ts'
 export type { PodOptions } from './pods.ts'
 
 const IPV6_MINIMUM_MTU = 1280
+
+/** Large frames of a worker: a batch each way, what rings and answers hold, and room to spare. */
+const FRAMES = 1024
+/** Small frames of a worker: what waits in a transmit ring, and segments. */
+const SMALL_FRAMES = 2048
 
 /** The probe that tells whether the endpoint answers. */
 export const DEFAULT_PROBE: ProbeOptions = { intervalMs: 100, limitMs: 350 }
@@ -100,6 +107,14 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     const overlay = create(options.capture?.overlay)
     const captures = create(options.capture?.underlay)
     const devices = underlayDevices(underlay, options, steering)
+    const peers = createPeers(steering.workers, FRAMES, SMALL_FRAMES)
+    const express = openExpress({
+      ...options,
+      rung: underlay.offloadRung,
+      pool: peers.pool,
+      workers: steering.workers,
+      log,
+    })
     forwarders = await Forwarders.start({
       config,
       tunnel,
@@ -107,6 +122,8 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       probe: options.probe ?? DEFAULT_PROBE,
       steering,
       underlay: devices.map((device, worker) => ({ device, capture: captures[worker] })),
+      express: express.map((device, worker) => ({ device, capture: captures[worker] })),
+      peers,
     })
     pods = new Pods({ config, forwarders, steering, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)

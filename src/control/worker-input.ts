@@ -27,6 +27,8 @@ export interface AttachmentInput {
 export interface ForwardInput extends WorkerInput, PeerInput {
   steering: Steering
   underlay: DeviceSpec
+  /** The device for small packets to the endpoint, where there is one. */
+  express?: DeviceSpec
   nextHop: NextHopHandle
   forwarder: ForwarderOptions
   /** The longest time between two ticks, and so between two heartbeats. */

@@ -58,6 +58,11 @@ export class Encap {
     this.headerSum = sum
   }
 
+  /** Gives outer frames the Ethernet addresses of the next hop, destination before source, for a device that asks no kernel for them. */
+  set addresses(addresses: Uint8Array) {
+    for (let i = 0; i < addresses.length; i++) this.template.setUint8(i, addresses[i])
+  }
+
   /** Encapsulates every frame; hash must be set, and network, 0 for what is not IP. Those without headroom are dropped. */
   run(batch: Batch): void {
     const { pool, counters, size } = this

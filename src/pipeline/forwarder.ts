@@ -7,6 +7,7 @@ import { Policy, type PolicyHandle } from '../flow/policy.ts'
 import { FlowTable, type FlowTableHandle } from '../flow/table.ts'
 import { Batch } from '../memory/batch.ts'
 import type { Counters } from '../memory/counters.ts'
+import type { NextHopView } from '../memory/nexthop.ts'
 import type { Pool } from '../memory/pool.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { DESTINATION, SOURCE } from '../wire/ethernet.ts'
@@ -19,6 +20,7 @@ import { Encap } from './encap.ts'
 import { Fit } from './fit.ts'
 import type { Handover } from './handover.ts'
 import type { Leg } from './loop.ts'
+import { Outlet } from './outlet.ts'
 import { PROBE_MAC, Probe, type ProbeOptions, type ProbeShare } from './probe.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
@@ -60,15 +62,21 @@ export class Forwarder {
   private readonly handover: Handover | undefined
   private readonly decap: Decap
   private readonly probe: Probe
-  private readonly underlayOut: Complete
+  private readonly underlayOut: Outlet
   private readonly podCounters: ReturnType<Counters['stage']>
   /** Frames for the device that they came from: local, passed, ICMP answers. */
   private readonly back = new Batch()
   private readonly pods: (Pod | undefined)[] = []
   private readonly touched = new Batch(MAX_ATTACHMENTS)
 
-  /** `handover` where there are other workers. */
-  constructor(pool: Pool, counters: Counters, underlay: Device, options: ForwarderOptions, handover?: Handover) {
+  /** `handover` where there are other workers, `express` where small packets leave by a device of their own. */
+  constructor(
+    pool: Pool,
+    counters: Counters,
+    underlay: Device,
+    options: ForwarderOptions,
+    { handover, express }: { handover?: Handover; express?: Device } = {},
+  ) {
     this.pool = pool
     this.tunnel = options.tunnel
     this.table = new FlowTable(options.flows)
@@ -86,8 +94,10 @@ export class Forwarder {
     this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), back, failClosed)
     this.fit = new Fit(pool, counters.stage('fit'), mtu, back)
     this.encap = new Encap(pool, counters.stage('encap'), tunnel)
-    this.underlayOut = new Complete(pool, counters.stage('complete underlay'), underlay)
-    this.probe = new Probe(pool, this.encap, batch => this.underlayOut.run(batch), options.probe, options.probeShare)
+    const outlet = new Outlet(pool, counters.stage('complete underlay'), underlay, express)
+    this.underlayOut = outlet
+    // NB: not by the express device, or the kernel would forget the next hop, which it confirms for its own packets only.
+    this.probe = new Probe(pool, this.encap, batch => outlet.main.run(batch), options.probe, options.probeShare)
     if (options.probe.intervalMs > 0) index.set(PROBE_ATTACHMENT, PROBE_MAC)
     const decapOptions = { anyPeer: false, keep: false, anyInner: false }
     this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)
@@ -119,9 +129,11 @@ export class Forwarder {
     return pod?.device
   }
 
-  /** MTU of the underlay in bytes, which may change while packets flow. */
-  set underlayMtu(mtu: number) {
-    this.fit.mtu = innerMtu(this.tunnel, mtu)
+  /** Takes over what is known of the way to the endpoint, which may change while packets flow. */
+  follow(way: NextHopView): void {
+    this.fit.mtu = innerMtu(this.tunnel, way.mtu)
+    if (way.usable) this.encap.addresses = way.addresses
+    this.underlayOut.expressOpen = way.usable
   }
 
   /** Whether the endpoint answers. */
@@ -138,6 +150,7 @@ export class Forwarder {
     this.table.now = monotonicMs()
     this.table.expire(EXPIRE_BUDGET)
     this.decide.endpointUp = this.probe.tick(now)
+    this.underlayOut.tick()
   }
 
   private goOut(batch: Batch, attachment: number, out: Complete): void {

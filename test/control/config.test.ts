@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { configSchema } from '../../src/control/config.ts'
+import { configSchema, workerCount } from '../../src/control/config.ts'
 import { closest } from '../../src/control/suggest.ts'
 import { checkValue, parseYaml, readYaml } from '../../src/control/yaml.ts'
 import { DetourError } from '../../src/errors.ts'
@@ -37,7 +37,7 @@ test('an empty file is the defaults', () => {
     flows: { capacity: 1048576, tcpTimeoutSeconds: 350, otherTimeoutSeconds: 120 },
     failMode: 'closed',
     heartbeatLimitMs: 200,
-    rungs: { attach: 'auto', offload: 'auto' },
+    rungs: { attach: 'auto', offload: 'auto', express: 'auto' },
     workers: 1,
     polling: { mode: 'adaptive', maxMicroseconds: 100 },
     bypass: [{ cidr: '169.254.169.254/32' }],
@@ -112,6 +112,7 @@ describe('what is wrong is said with line, key, value and what is allowed', () =
       'node.yaml:2: bypass[0].port: "90-80" is not allowed; ' +
         'allowed: a port from 0 to 65535, or a range like 8000-8100',
     ],
+    ['workers: 17', 'node.yaml:1: workers: 17 is not allowed; allowed: auto, or an integer from 1 to 16'],
     ['workers: 1\nworkers: 2', 'node.yaml:2:1: Map keys must be unique'],
   ]
   for (const [text, message] of cases) test(message, () => expect(complaint(text)).toBe(message))
@@ -145,6 +146,8 @@ test('a file is read, and named with the line', () => {
   const file = join(directory, 'a.yaml')
   writeFileSync(file, 'workers: 3\n')
   expect(readYaml(configSchema, file).workers).toBe(3)
+  writeFileSync(file, 'workers: auto\n')
+  expect(workerCount(readYaml(configSchema, file).workers)).toBeGreaterThan(0)
   writeFileSync(file, '\n\nworkers: many\n')
   expect(() => readYaml(configSchema, file)).toThrow(`${file}:3: workers: "many" is not allowed`)
   rmSync(directory, { recursive: true })

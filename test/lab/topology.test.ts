@@ -139,7 +139,7 @@ describe.skipIf(reason !== null)(`lab clean-up${reason === null ? '' : ` (skippe
     const topology = buildTopology({ run })
     const folder = mkdtempSync(join(tmpdir(), 'detour-lab-'))
     try {
-      const rungs = { attach: 'auto', offload: 'auto' } as const
+      const rungs = { attach: 'auto', offload: 'auto', express: 'auto' } as const
       const options = {
         topology,
         profile: 'geneve',
