@@ -73,6 +73,7 @@ async function lookup(bench: Bench, flows: number): Promise<void> {
   const packetHash = order.map(i => hash[i])
   for (const [n, i] of order.entries()) packets.set(keys.subarray(i * KEY_WORDS, (i + 1) * KEY_WORDS), n * KEY_WORDS)
   const batch = new Batch()
+  const flow = new Int32Array(packetHash.length).fill(-1)
   const byName = new Map<string, Counted>()
   const byHash = new Map<number, Counted>()
   for (let i = 0; i < flows; i++) {
@@ -116,11 +117,15 @@ async function lookup(bench: Bench, flows: number): Promise<void> {
         measure: each(order.length, () => {
           for (let n = 0; n < packetHash.length; ) {
             batch.length = 0
-            while (batch.room > 0 && n < packetHash.length) batch.push(n++)
-            table.warm(batch, packetHash)
+            while (batch.room > 0 && n < packetHash.length) {
+              flow[n] = -1
+              batch.push(n++)
+            }
+            table.warm(batch, packetHash, flow)
             for (let i = 0; i < batch.length; i++) {
               const frame = batch.frames[i]
-              table.touch(table.find(packets, frame * KEY_WORDS, packetHash[frame]), frame & 1, 1, 64)
+              const row = table.known(flow[frame], packets, frame * KEY_WORDS, packetHash[frame])
+              table.touch(row, frame & 1, 1, 64)
             }
           }
         }),

@@ -22,6 +22,7 @@ import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import type { FragmentTable } from './fragments.ts'
 import { hashKey, type Seed } from './hash.ts'
+import type { FlowTable } from './table.ts'
 
 /** Offsets of a key's words, and how many there are. */
 export const KEY = { KIND: 0, PORTS: 1, A: 2, B: 6, WORDS: 10 } as const
@@ -33,9 +34,15 @@ const TIMESTAMP_REQUEST = 13
 const MASK_REPLY = 18
 const SIGN = 1 << 31
 
+// NB: the compiler looks constants of other modules up at each use, and inlines only short functions.
+const TCP = PROTOCOL.TCP
+const UDP = PROTOCOL.UDP
+const IS_FRAGMENT = ipv4.IS_FRAGMENT
+
 /**
  * Writes key, hash and `reversed` of a frame whose headers pipeline/parse has checked; its attachment number is part of
- * the key only `withAttachment`. Fragments are remembered by the frame's time. Returns 0 or a drop reason.
+ * the key only `withAttachment`. With a table, a flow that it saw lately is found on the way, which saves the hash, and
+ * written to the frame; -1 otherwise. Fragments are remembered by the frame's time. Returns 0 or a drop reason.
  */
 export function readKey(
   pool: Pool,
@@ -43,39 +50,107 @@ export function readKey(
   fragments: FragmentTable,
   seed: Seed,
   withAttachment: boolean,
+  table?: FlowTable,
 ): DropReason {
+  const bad = writeKey(pool, frame, fragments, seed, withAttachment ? pool.attachment[frame] : 0)
+  if (bad !== 0) return bad
+  const { key } = pool
+  const at = frame * KEY_WORDS
+  let row = -1
+  if (table !== undefined) pool.flow[frame] = row = table.recall(key, at)
+  pool.hash[frame] = row < 0 ? hashKey(key, at, seed) : (table as FlowTable).hash(row)
+  return 0
+}
+
+// Nearly all packets are TCP or UDP, and whole.
+function writeKey(pool: Pool, frame: number, fragments: FragmentTable, seed: Seed, attachment: number): DropReason {
+  const { view } = pool
+  const network = pool.network[frame]
+  const transport = pool.transport[frame]
+  const protocol = pool.protocol[frame]
+  if ((protocol !== TCP && protocol !== UDP) || transport === 0)
+    return writeAnyKey(pool, frame, fragments, seed, attachment)
+  const ports = view.getInt32(transport)
+  const version = view.getUint8(network) >>> 4
+  const kind = (version << 24) | (protocol << 16) | attachment
+  const at = frame * KEY_WORDS
+  if (version === 6 && transport === network + 40) {
+    pool.reversed[frame] = writeKey6(pool.key, at, view, network, kind, ports)
+    return 0
+  }
+  if (version !== 4 || (view.getUint16(network + 6) & IS_FRAGMENT) !== 0)
+    return writeAnyKey(pool, frame, fragments, seed, attachment)
+  const from = view.getInt32(network + 12)
+  const to = view.getInt32(network + 16)
+  pool.reversed[frame] = writeKey4(pool.key, at, from, to, kind, ports)
+  return 0
+}
+
+function writeKey4(key: Int32Array, at: number, from: number, to: number, kind: number, ports: number): number {
+  const isFromB = from === to ? ports >>> 16 > (ports & 0xffff) : (from ^ SIGN) > (to ^ SIGN)
+  key[at] = kind
+  key[at + 1] = isFromB ? (ports << 16) | (ports >>> 16) : ports
+  key[at + 2] = isFromB ? to : from
+  key[at + 3] = 0
+  key[at + 4] = 0
+  key[at + 5] = 0
+  key[at + 6] = isFromB ? from : to
+  key[at + 7] = 0
+  key[at + 8] = 0
+  key[at + 9] = 0
+  return isFromB ? 1 : 0
+}
+
+function writeKey6(key: Int32Array, at: number, view: DataView, network: number, kind: number, ports: number): number {
+  let i = 0
+  let order = 0
+  for (; i < 4 && order === 0; i++) {
+    const from = view.getInt32(network + ipv6.SOURCE + (i << 2))
+    const to = view.getInt32(network + ipv6.DESTINATION + (i << 2))
+    order = compare(from, to)
+  }
+  const isFromB = order > 0 || (order === 0 && ports >>> 16 > (ports & 0xffff))
+  const a = at + (isFromB ? KEY.B : KEY.A)
+  const b = at + (isFromB ? KEY.A : KEY.B)
+  for (i = 0; i < 4; i++) {
+    key[a + i] = view.getInt32(network + ipv6.SOURCE + (i << 2))
+    key[b + i] = view.getInt32(network + ipv6.DESTINATION + (i << 2))
+  }
+  key[at] = kind
+  key[at + 1] = isFromB ? (ports << 16) | (ports >>> 16) : ports
+  return isFromB ? 1 : 0
+}
+
+function writeAnyKey(pool: Pool, frame: number, fragments: FragmentTable, seed: Seed, attachment: number): DropReason {
+  const version = pool.view.getUint8(pool.network[frame]) >>> 4
+  if (version !== 4 && version !== 6) return DROP.NOT_IP
   const b = pool.bytes
   const network = pool.network[frame]
-  const version = b[network] >>> 4
-  if (version !== 4 && version !== 6) return DROP.NOT_IP
   const transport = pool.transport[frame]
   const protocol = pool.protocol[frame]
   const end = packetEnd(b, network, version, pool.start[frame] + pool.length[frame])
-  const attachment = withAttachment ? pool.attachment[frame] : 0
   const nowMs = pool.time[frame] | 0
   const at = frame * KEY_WORDS
   let reversed = -1
   if (transport !== 0 && isError(b, version, protocol, transport))
-    reversed = quotedKey(pool.key, at, b, transport + icmp.QUOTE, end, version, attachment, fragments, nowMs, seed)
+    reversed = quotedKey(pool, at, transport + icmp.QUOTE, end, version, attachment, fragments, nowMs, seed)
   if (reversed < 0) {
     let ports = portsAt(b, version, protocol, transport, end)
     if (nameFragment(fragments, b, network, version, protocol, attachment, end)) {
       if (transport === 0) ports = fragments.find(nowMs, seed)
       else fragments.store(ports, nowMs, seed)
     }
-    reversed = writeKey(pool.key, at, b, network, version, protocol, attachment, ports)
+    reversed = orderedKey(pool, at, network, version, protocol, attachment, ports)
   }
   pool.reversed[frame] = reversed
-  pool.hash[frame] = hashKey(pool.key, at, seed)
   return 0
 }
 
 // Writes the key of the packet at `network`, which an ICMP error quotes. Returns 1 when the error travels from B to A,
 // or -1 when too little is quoted.
 function quotedKey(
-  keys: Int32Array,
+  pool: Pool,
   at: number,
-  b: Uint8Array,
   network: number,
   limit: number,
   version: number,
@@ -84,6 +159,7 @@ function quotedKey(
   nowMs: number,
   seed: Seed,
 ): number {
+  const b = pool.bytes
   const bad = version === 4 ? ipv4.checkQuoted(b, network, limit) : ipv6.checkQuoted(b, network, limit)
   if (bad !== 0) return -1
   const end = packetEnd(b, network, version, limit)
@@ -97,41 +173,25 @@ function quotedKey(
   } else if (nameFragment(fragments, b, network, version, protocol, attachment, end)) {
     ports = fragments.find(nowMs, seed)
   }
-  return 1 - writeKey(keys, at, b, network, version, protocol, attachment, ports)
+  return 1 - orderedKey(pool, at, network, version, protocol, attachment, ports)
 }
 
 // Writes the key of the packet at `network`, whose ports are source << 16 | destination. Returns 1 when its source is end B.
-function writeKey(
-  keys: Int32Array,
+function orderedKey(
+  pool: Pool,
   at: number,
-  b: Uint8Array,
   network: number,
   version: number,
   protocol: number,
   attachment: number,
   ports: number,
 ): number {
-  let order = 0
-  if (version === 4) {
-    const from = ipv4.source(b, network)
-    const to = ipv4.destination(b, network)
-    order = compare(from, to)
-    for (let i = KEY.A; i < KEY.WORDS; i++) keys[at + i] = 0
-    keys[at + KEY.A] = order > 0 ? to : from
-    keys[at + KEY.B] = order > 0 ? from : to
-  } else {
-    for (let i = 0; i < 8; i++) keys[at + KEY.A + i] = ipv6.word(b, network, i)
-    for (let i = 0; i < 4 && order === 0; i++) order = compare(keys[at + KEY.A + i], keys[at + KEY.B + i])
-    for (let i = at + KEY.A; order > 0 && i < at + KEY.B; i++) {
-      const source = keys[i]
-      keys[i] = keys[i + 4]
-      keys[i + 4] = source
-    }
-  }
-  const reversed = order > 0 || (order === 0 && ports >>> 16 > (ports & 0xffff))
-  keys[at + KEY.KIND] = (version << 24) | (protocol << 16) | attachment
-  keys[at + KEY.PORTS] = reversed ? (ports << 16) | (ports >>> 16) : ports
-  return reversed ? 1 : 0
+  const { key, view } = pool
+  const kind = (version << 24) | (protocol << 16) | attachment
+  if (version === 6) return writeKey6(key, at, view, network, kind, ports)
+  const from = view.getInt32(network + ipv4.SOURCE)
+  const to = view.getInt32(network + ipv4.DESTINATION)
+  return writeKey4(key, at, from, to, kind, ports)
 }
 
 // Writes the name of the fragmented datagram to which the packet belongs; false when it is no fragment.

@@ -61,6 +61,32 @@ const FULL_BUDGET = 64
 // Fewer flows live in the caches anyway.
 const WARM_FROM = 65_536
 
+const ROW_SHIFT = 5
+const SECOND_LINE = ROW.PACKETS
+// Multiplying spreads hashes that share their low bits because these chose the worker.
+const SPREAD = 0x9e3779b1
+// 4096 flows: what is on its way to the endpoint and back.
+const RECENT_SHIFT = 20
+
+function mixOf(keys: Int32Array, at: number): number {
+  const ends = (keys[at + 2] ^ keys[at + 5]) + Math.imul(keys[at + 6] ^ keys[at + 9], 0x85ebca6b)
+  return Math.imul(ends ^ Math.imul(keys[at + 1], 0xc2b2ae35), SPREAD)
+}
+
+// True when the row that begins at `own` has the key at `keys[at]`, of which IPv4 uses four words.
+function isKey(words: Int32Array, own: number, keys: Int32Array, at: number): boolean {
+  const kind = keys[at]
+  if (words[own] !== kind || words[own + 1] !== keys[at + 1]) return false
+  if (words[own + 2] !== keys[at + 2] || words[own + 6] !== keys[at + 6]) return false
+  return kind >>> 24 === 4 || isRestOfKey(words, own, keys, at)
+}
+
+function isRestOfKey(words: Int32Array, own: number, keys: Int32Array, at: number): boolean {
+  if (words[own + 3] !== keys[at + 3] || words[own + 4] !== keys[at + 4]) return false
+  if (words[own + 5] !== keys[at + 5] || words[own + 7] !== keys[at + 7]) return false
+  return words[own + 8] === keys[at + 8] && words[own + 9] === keys[at + 9]
+}
+
 /** The slots of the index: a power of two, at least two a flow. */
 export function slotsFor(capacity: number): number {
   return 2 ** Math.ceil(Math.log2(Math.max(8, capacity) * 2))
@@ -98,6 +124,8 @@ export class FlowTable {
   private readonly shift: number
   private readonly words: Int32Array
   private readonly doubles: Float64Array
+  /** Pairs of a key's mix and its row. */
+  private readonly recent = new Int32Array(2 << (32 - RECENT_SHIFT))
   private free = 0
   private hand = 0
 
@@ -129,44 +157,70 @@ export class FlowTable {
   }
 
   /**
-   * Reads what `find` and `touch` of a batch will need, hash by frame, without using it. One packet after the other waits
-   * for memory each time (about 150 ns a line in a table beyond the caches); without a dependence between them, ten wait together.
+   * Writes, by frame, the rows that a batch's packets probably belong to, for `known`, where there is no row of a flow
+   * that was recalled; and reads what is needed of them, in loops in which no read waits for another, so that some ten
+   * are on their way from memory at a time.
    */
-  warm(batch: Batch, hash: Int32Array): void {
-    if (this.header[HEADER.COUNT] < WARM_FROM) return
-    const { index, words } = this
+  readonly warm = (batch: Batch, hash: Int32Array, flow: Int32Array): void => {
+    const { index, words, shift, mask } = this
     const { frames, length } = batch
+    const isCold = this.header[HEADER.COUNT] >= WARM_FROM
     let sum = 0
+    if (isCold) for (let i = 0; i < length; i++) sum ^= index[Math.imul(hash[frames[i]], SPREAD) >>> shift]
     for (let i = 0; i < length; i++) {
-      const own = (index[this.home(hash[frames[i]])] & ROW_BITS) * ROW.WORDS
-      sum ^= words[own] ^ words[own + ROW.PACKETS]
+      const frame = frames[i]
+      if (flow[frame] > 0) continue
+      const tag = hash[frame] << TAG
+      let slot = Math.imul(hash[frame], SPREAD) >>> shift
+      let entry = index[slot]
+      while (entry !== 0 && ((entry ^ tag) & ~ROW_BITS) !== 0) {
+        slot = (slot + 1) & mask
+        entry = index[slot]
+      }
+      flow[frame] = entry & ROW_BITS
     }
+    if (!isCold) return
+    for (let i = 0; i < length; i++) sum ^= words[flow[frames[i]] << ROW_SHIFT]
+    for (let i = 0; i < length; i++) sum ^= words[(flow[frames[i]] << ROW_SHIFT) + SECOND_LINE]
     this.warmth = sum
   }
 
+  /** As `find`, where the row is probably known, as `warm` left it; flows may have come and gone since. */
+  readonly known = (row: number, keys: Int32Array, at: number, hash: number): number =>
+    isKey(this.words, row << ROW_SHIFT, keys, at) ? row : this.find(keys, at, hash)
+
+  /**
+   * The row of a key that was remembered lately, found without its hash; -1 when it is not known here. What strangers
+   * choose picks the place, so that they can make keys forget each other; these are then looked up like any.
+   */
+  readonly recall = (keys: Int32Array, at: number): number => {
+    const { recent, words } = this
+    const mix = mixOf(keys, at)
+    const place = (mix >>> RECENT_SHIFT) << 1
+    if (recent[place] !== mix) return -1
+    const row = recent[place + 1]
+    return isKey(words, row << ROW_SHIFT, keys, at) ? row : -1
+  }
+
+  /** Lets `recall` find the row of a key, until another takes its place. */
+  readonly remember = (keys: Int32Array, at: number, row: number): void => {
+    const { recent } = this
+    const mix = mixOf(keys, at)
+    const place = (mix >>> RECENT_SHIFT) << 1
+    recent[place] = mix
+    recent[place + 1] = row
+  }
+
   /** The row of the key at `keys[at]` with that hash, or -1. */
-  find(keys: Int32Array, at: number, hash: number): number {
+  readonly find = (keys: Int32Array, at: number, hash: number): number => {
     const { index, words, mask } = this
-    let slot = this.home(hash)
+    let slot = Math.imul(hash, SPREAD) >>> this.shift
     for (;;) {
       const entry = index[slot]
       if (entry === 0) return -1
       if (((entry ^ (hash << TAG)) & ~ROW_BITS) === 0) {
         const row = entry & ROW_BITS
-        const own = row * ROW.WORDS
-        if (
-          words[own] === keys[at] &&
-          words[own + 1] === keys[at + 1] &&
-          words[own + 2] === keys[at + 2] &&
-          words[own + 6] === keys[at + 6] &&
-          words[own + 3] === keys[at + 3] &&
-          words[own + 4] === keys[at + 4] &&
-          words[own + 5] === keys[at + 5] &&
-          words[own + 7] === keys[at + 7] &&
-          words[own + 8] === keys[at + 8] &&
-          words[own + 9] === keys[at + 9]
-        )
-          return row
+        if (isKey(words, row << ROW_SHIFT, keys, at)) return row
       }
       slot = (slot + 1) & mask
     }
@@ -246,6 +300,11 @@ export class FlowTable {
     Atomics.add(words, own + ROW.SEQUENCE, 1)
     this.free = row
     header[HEADER.COUNT]--
+  }
+
+  /** The hash of the flow's key. */
+  hash(row: number): number {
+    return this.words[(row << ROW_SHIFT) + ROW.HASH]
   }
 
   verdict(row: number): number {

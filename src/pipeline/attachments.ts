@@ -41,7 +41,7 @@ export class AttachmentIndex {
    * Finds the attachment that a frame left (by its source address) or arrives at (by its destination), sets attachment
    * and direction, and returns true; false when neither address is known.
    */
-  assign(frame: number): boolean {
+  readonly assign = (frame: number): boolean => {
     const { pool } = this
     const start = pool.start[frame]
     let attachment = this.find(start + SOURCE)
@@ -57,10 +57,10 @@ export class AttachmentIndex {
   }
 
   /** The attachment of the address at a position, or -1. */
-  find(at: number): number {
-    const b = this.pool.bytes
-    const high = addressHigh(b, at)
-    const low = addressLow(b, at)
+  readonly find = (at: number): number => {
+    const { view } = this.pool
+    const high = view.getUint16(at)
+    const low = view.getInt32(at + 2)
     const mask = this.size - 1
     for (let slot = slotOf(high, low) & mask; ; slot = (slot + 1) & mask) {
       const number = this.number[slot]

@@ -5,6 +5,7 @@ import { DROP } from '../drop.ts'
 import type { FragmentTable } from '../flow/fragments.ts'
 import type { Seed } from '../flow/hash.ts'
 import { readKey } from '../flow/key.ts'
+import type { FlowTable } from '../flow/table.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import type { Pool } from '../memory/pool.ts'
@@ -23,6 +24,8 @@ export interface ClassifyOptions {
   withAttachment: boolean
   /** Where ARP, neighbour discovery, multicast group reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
   local: Batch | undefined
+  /** Where the flows that were seen lately can be recalled, which saves hashing their keys. */
+  table?: FlowTable
 }
 
 /** The stage in front of every decision; attachment must be set. */
@@ -33,6 +36,7 @@ export class Classify {
   private readonly seed: Seed
   private readonly withAttachment: boolean
   private readonly local: Batch | undefined
+  private readonly table: FlowTable | undefined
 
   constructor(pool: Pool, counters: StageCounters, options: ClassifyOptions) {
     this.pool = pool
@@ -41,10 +45,11 @@ export class Classify {
     this.seed = options.seed
     this.withAttachment = options.withAttachment
     this.local = options.local
+    this.table = options.table
   }
 
   /** Frames with a flow key stay; local ones leave by the side outlet, malformed ones are dropped. */
-  run(batch: Batch): void {
+  readonly run = (batch: Batch): void => {
     const { pool, counters, local } = this
     const { frames, length } = batch
     let kept = 0
@@ -72,12 +77,12 @@ export class Classify {
     batch.length = kept
   }
 
-  private classify(frame: number): DropReason {
+  private readonly classify = (frame: number): DropReason => {
     const { pool } = this
     const start = pool.start[frame]
     const reason = parse(pool, frame, start, start + pool.length[frame])
     if (reason !== 0) return reason
-    return readKey(pool, frame, this.fragments, this.seed, this.withAttachment)
+    return readKey(pool, frame, this.fragments, this.seed, this.withAttachment, this.table)
   }
 }
 

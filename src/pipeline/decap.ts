@@ -6,12 +6,13 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import * as checksum from '../wire/checksum.ts'
-import { HEADER as ETHERNET, ETHERTYPE, type as etherType } from '../wire/ethernet.ts'
+import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
+import { isTag } from '../wire/vlan.ts'
 import * as vxlan from '../wire/vxlan.ts'
 import { parse } from './parse.ts'
 import type { TunnelConfig } from './tunnel.ts'
@@ -32,6 +33,23 @@ const NOT_ECT = 0
 const ECT1 = 1
 const ECT0 = 2
 const CE = 3
+
+// NB: the compiler looks constants of other modules up at each use.
+const ETHER = ETHERNET
+const PLAIN_IPV4 = 0x080045
+const PLAIN_IPV6 = 0x86dd6
+const IPV4 = ETHERTYPE.IPV4
+const IPV6 = ETHERTYPE.IPV6
+const IPV4_BYTES = ipv4.HEADER
+const IPV6_BYTES = ipv6.HEADER
+const IS_FRAGMENT = ipv4.IS_FRAGMENT
+const UDP = ipv4.PROTOCOL.UDP
+const UDP_BYTES = udp.HEADER
+const VXLAN_BYTES = vxlan.HEADER
+const VXLAN_I = vxlan.FLAG_I << 24
+const TUNNEL_GSO = GSO.TUNNEL
+/** Behind Ethernet, the least that either tunnel takes. */
+const SHORTEST = ipv4.HEADER + udp.HEADER + vxlan.HEADER
 
 /** The stage that takes a tunnel's headers off. */
 export class Decap {
@@ -66,7 +84,7 @@ export class Decap {
   }
 
   /** Decapsulates every frame; those refused are dropped with their reason. */
-  run(batch: Batch): void {
+  readonly run = (batch: Batch): void => {
     const { pool, counters } = this
     const { frames, length } = batch
     let kept = 0
@@ -89,7 +107,36 @@ export class Decap {
     batch.length = kept
   }
 
-  private open(frame: number): DropReason {
+  /** Nearly all packets have no tags, no IPv4 options and no IPv6 extension headers; `openAny` takes the rest, and all that is wrong. */
+  private readonly open = (frame: number): DropReason => {
+    const { pool } = this
+    const { view } = pool
+    const start = pool.start[frame]
+    const frameEnd = start + pool.length[frame]
+    const ip = start + ETHER
+    if (frameEnd - ip < SHORTEST) return this.openAny(frame)
+    const head = view.getInt32(ip - 2) >>> 8
+    const w0 = view.getInt32(ip)
+    const w1 = view.getInt32(ip + 4)
+    if (head === PLAIN_IPV4) {
+      const w2 = view.getInt32(ip + 8)
+      const w3 = view.getInt32(ip + 12)
+      const w4 = view.getInt32(ip + 16)
+      let sum = (w0 >>> 16) + (w1 >>> 16) + (w2 >>> 16) + (w3 >>> 16) + (w4 >>> 16)
+      sum += (w0 & 0xffff) + (w1 & 0xffff) + (w2 & 0xffff) + (w3 & 0xffff) + (w4 & 0xffff)
+      sum = (sum & 0xffff) + (sum >>> 16)
+      const end = ip + (w0 & 0xffff)
+      // Ten words carry at most nine times, so folding once is enough.
+      if (sum !== 0xffff || (w1 & IS_FRAGMENT) !== 0 || ((w2 >>> 16) & 0xff) !== UDP || end > frameEnd)
+        return this.openAny(frame)
+      return this.datagram(frame, ip, IPV4, ip + IPV4_BYTES, end, (w0 >>> 16) & 3)
+    }
+    const end = ip + IPV6_BYTES + (w1 >>> 16)
+    if (head >>> 4 !== PLAIN_IPV6 || ((w1 >>> 8) & 0xff) !== UDP || end > frameEnd) return this.openAny(frame)
+    return this.datagram(frame, ip, IPV6, ip + IPV6_BYTES, end, (w0 >>> 20) & 3)
+  }
+
+  private openAny(frame: number): DropReason {
     const { pool } = this
     const b = pool.bytes
     const start = pool.start[frame]
@@ -121,41 +168,66 @@ export class Decap {
       outerEcn = ipv6.trafficClass(b, ip) & 3
     } else return DROP.NOT_TUNNEL
 
-    const badUdp = udp.check(b, transport, end)
-    if (badUdp !== 0) return badUdp
-    if (udp.destinationPort(b, transport) !== this.port) return DROP.NOT_TUNNEL
+    return this.datagram(frame, ip, type, transport, end, outerEcn)
+  }
+
+  /** What is in a sound outer IP packet of UDP: header at `transport`, end at `packetEnd`. */
+  private readonly datagram = (
+    frame: number,
+    ip: number,
+    type: number,
+    transport: number,
+    packetEnd: number,
+    outerEcn: number,
+  ): DropReason => {
+    const { pool } = this
+    const { view } = pool
+    const tunnel = transport + UDP_BYTES
+    if (tunnel > packetEnd) return DROP.UDP_TRUNCATED
+    const bytes = view.getUint16(transport + 4)
+    const end = transport + bytes
+    if (bytes < UDP_BYTES || end > packetEnd) return DROP.UDP_LENGTH
+    if (view.getUint16(transport + 2) !== this.port) return DROP.NOT_TUNNEL
     if (!this.anyPeer && !this.fromPeer(ip, type)) return DROP.UNKNOWN_PEER
-    end = transport + udp.length(b, transport)
-    const badChecksum = this.outerChecksum(frame, ip, transport, end, type)
-    if (badChecksum !== 0) return badChecksum
-
-    const tunnel = transport + udp.HEADER
-    let inner = 0
-    if (this.geneve) {
-      const bad = geneve.check(b, tunnel, end, NO_CLASS)
+    if (view.getUint16(transport + 6) !== 0 || type !== IPV4) {
+      const bad = this.outerChecksum(frame, ip, transport, end, type)
       if (bad !== 0) return bad
-      if (geneve.protocol(b, tunnel) !== ETHERTYPE.TEB) return DROP.GENEVE_PROTOCOL
-      if (!this.anyPeer && geneve.vni(b, tunnel) !== this.vni) return DROP.UNKNOWN_VNI
-      inner = tunnel + geneve.headerLength(b, tunnel)
-    } else {
-      const bad = vxlan.check(b, tunnel, end, this.strict)
-      if (bad !== 0) return bad
-      if (!this.anyPeer && vxlan.vni(b, tunnel) !== this.vni) return DROP.UNKNOWN_VNI
-      inner = tunnel + vxlan.HEADER
     }
-
-    if (!this.innerVlan && inner + ETHERNET <= end && vlan.isTag(etherType(b, inner))) return DROP.INNER_VLAN
+    const inner = this.behindTunnel(tunnel, end)
+    if (inner < 0) return -inner
+    if (!this.innerVlan && inner + ETHER <= end && isTag(view.getUint16(inner + 12))) return DROP.INNER_VLAN
     const bad = parse(pool, frame, inner, end)
-    if (bad === 0) {
+    if (bad !== 0) {
+      if (!this.anyInner) return bad
+    } else if (outerEcn !== NOT_ECT) {
       const ecn = this.combineEcn(frame, outerEcn, transport)
       if (ecn !== 0) return ecn
-    } else if (!this.anyInner) return bad
+    }
 
     const gso = pool.gso[frame]
-    if (gso !== GSO.NONE && (gso & GSO.TUNNEL) === 0) return DROP.OFFLOAD
+    if (gso !== 0 && (gso & TUNNEL_GSO) === 0) return DROP.OFFLOAD
     pool.outerTransport[frame] = transport
     if (!this.keep) this.strip(frame, inner, end)
     return 0
+  }
+
+  /** The position behind the tunnel header and its options, or a drop reason, negated. */
+  private readonly behindTunnel = (at: number, end: number): number => {
+    const { view, bytes } = this.pool
+    if (this.geneve) {
+      const bad = geneve.check(bytes, at, end, NO_CLASS)
+      if (bad !== 0) return -bad
+      if (geneve.protocol(bytes, at) !== ETHERTYPE.TEB) return -DROP.GENEVE_PROTOCOL
+      if (!this.anyPeer && geneve.vni(bytes, at) !== this.vni) return -DROP.UNKNOWN_VNI
+      return at + geneve.headerLength(bytes, at)
+    }
+    if (at + VXLAN_BYTES > end) return -DROP.VXLAN_TRUNCATED
+    const flags = view.getInt32(at)
+    const network = view.getInt32(at + 4)
+    if ((flags & VXLAN_I) === 0) return -DROP.VXLAN_FLAGS
+    if (this.strict && ((flags & ~VXLAN_I) | (network & 0xff)) !== 0) return -DROP.VXLAN_RESERVED
+    if (!this.anyPeer && network >>> 8 !== this.vni) return -DROP.UNKNOWN_VNI
+    return at + VXLAN_BYTES
   }
 
   private fromPeer(ip: number, type: number): boolean {

@@ -20,7 +20,7 @@ export function packetsOf(pool: Pool, frame: number): number {
 
 // By packets and not by time, so that a replay decides the same each time.
 const EXPIRE_EVERY = 1024
-const EXPIRE_BUDGET = 1024
+const EXPIRE_BUDGET = 256
 
 /** The stage that decides; needs key, hash and attachment. */
 export class Decide {
@@ -57,10 +57,10 @@ export class Decide {
   }
 
   /** Steered frames stay in the batch, passed ones leave by the side outlet. */
-  run(batch: Batch): void {
+  readonly run = (batch: Batch): void => {
     const { pool, counters, table, pass } = this
     const { frames, length } = batch
-    table.warm(batch, pool.hash)
+    table.warm(batch, pool.hash, pool.flow)
     let kept = 0
     let dropped = 0
     let bytes = 0
@@ -105,11 +105,18 @@ export class Decide {
 
   /** The flow's row; a new flow is decided and entered. -1 when the table is full. */
   private row(frame: number): number {
+    const { pool, table } = this
+    const at = frame * KEY_WORDS
+    let row = table.known(pool.flow[frame], pool.key, at, pool.hash[frame])
+    if (row < 0) row = this.enter(frame)
+    if (row >= 0) table.remember(pool.key, at, row)
+    return row
+  }
+
+  private enter(frame: number): number {
     const { pool, table, policy } = this
     const at = frame * KEY_WORDS
     const hash = pool.hash[frame]
-    const known = table.find(pool.key, at, hash)
-    if (known >= 0) return known
     const row = table.insert(pool.key, at, hash, pool.reversed[frame])
     if (row < 0) return row
     this.flows++

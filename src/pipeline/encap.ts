@@ -2,59 +2,85 @@
 //
 //   | Ethernet | IPv4 or IPv6 | UDP | GENEVE + options or VXLAN | inner Ethernet frame …
 //
-// Everything that is the same for all packets of a tunnel stands in a template; a packet costs the copy of 50 to 86
-// bytes and the few fields that differ: lengths, traffic class, source port, flow label, IPv4 checksum, flow cookie.
+// Each word is written once, most of them as the tunnel's configuration made them.
 
 import { DROP } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
-import { copyBytes } from '../memory/copy.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
-import { HEADER as ETHERNET, ETHERTYPE, setType } from '../wire/ethernet.ts'
+import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
-import * as udp from '../wire/udp.ts'
 import * as vxlan from '../wire/vxlan.ts'
 import { METADATA, optionBytes, outerBytes, type TunnelConfig } from './tunnel.ts'
 
 /** The dynamic ports of RFC 6335 section 6: RFC 7348 section 5 asks for them, RFC 8926 section 3.3 allows them. */
 const ENTROPY_BASE = 0xc000
 const ENTROPY_MASK = 0x3fff
+const FLOW_LABEL = 0xfffff
 
 /** Largest IP datagram; an outer one that would be larger is not sent. */
 const LARGEST = 65_535
+
+const TUNNEL_GSO = GSO.TUNNEL
+const UDP_PROTOCOL = ipv4.PROTOCOL.UDP
+const IPV4_TYPE = ETHERTYPE.IPV4
+const IPV6_TYPE = ETHERTYPE.IPV6
+const IP = ETHERNET
+const UDP_IN_IPV4 = IP + ipv4.HEADER
+const UDP_IN_IPV6 = IP + ipv6.HEADER
+const IPV4_BYTES = ipv4.HEADER
 
 /** The stage that puts a tunnel's headers in front of each frame. */
 export class Encap {
   private readonly pool: Pool
   private readonly counters: StageCounters
-  private readonly template: DataView
   private readonly size: number
-  private readonly four: boolean
+  private readonly isIpv4: number
   private readonly udpAt: number
-  private readonly dataAt: number
+  private readonly port: number
+  /** The first word of the tunnel header, its second, and the option's header; 0 for no option. */
+  private readonly tunnelHead: number
+  private readonly tunnelNetwork: number
+  private readonly option: number
   private readonly innerBits: number
   private readonly outerBits: number
-  private readonly checksum: boolean
+  private readonly checksum: number
   private readonly gsoTunnel: number
+  /** TTL and protocol of IPv4, next header and hop limit of IPv6; the sum of all of an IPv4 header that is always the same. */
+  private readonly ttlWord: number
   private readonly headerSum: number
+  /** Source, then destination, in words. */
+  private readonly addresses: Int32Array
 
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig) {
     this.pool = pool
     this.counters = counters
-    const template = outerTemplate(tunnel)
-    this.template = new DataView(template.buffer)
-    this.size = template.length
-    this.four = tunnel.local.length === 4
-    this.udpAt = ETHERNET + (this.four ? ipv4.HEADER : ipv6.HEADER)
-    this.dataAt = optionBytes(tunnel) === 0 ? 0 : this.size - METADATA.DATA
-    this.innerBits = (tunnel.dscp === 'copy' ? 0xfc : 0) | (tunnel.ecn === 'normal' ? 3 : 0)
-    this.outerBits = tunnel.dscp === 'copy' ? 0 : tunnel.dscp << 2
-    this.checksum = sendsChecksum(tunnel)
-    this.gsoTunnel = this.four ? GSO.TUNNEL4 : GSO.TUNNEL6
-    let sum = 0
-    if (this.four) for (let i = ETHERNET; i < this.udpAt; i += 2) sum += (template[i] << 8) | template[i + 1]
+    const { local, remote, ttl, vni, dscp } = tunnel
+    const four = local.length === 4
+    const options = optionBytes(tunnel)
+    this.size = outerBytes(tunnel)
+    this.isIpv4 = four ? 1 : 0
+    this.udpAt = four ? UDP_IN_IPV4 : UDP_IN_IPV6
+    this.port = tunnel.port
+    const header = new DataView(new ArrayBuffer(geneve.HEADER + geneve.OPTION))
+    const bytes = new Uint8Array(header.buffer)
+    if (tunnel.kind === 'vxlan') vxlan.write(bytes, 0, vni)
+    else geneve.write(bytes, 0, options, false, false, ETHERTYPE.TEB, vni)
+    if (options !== 0) geneve.writeOption(bytes, geneve.HEADER, METADATA.CLASS, METADATA.TYPE, METADATA.DATA)
+    this.tunnelHead = header.getInt32(0)
+    this.tunnelNetwork = header.getInt32(4)
+    this.option = header.getInt32(geneve.HEADER)
+    this.innerBits = (dscp === 'copy' ? 0xfc : 0) | (tunnel.ecn === 'normal' ? 3 : 0)
+    this.outerBits = dscp === 'copy' ? 0 : dscp << 2
+    this.checksum = sendsChecksum(tunnel) ? OFFLOAD.OUTER_CHECKSUM : 0
+    this.gsoTunnel = four ? GSO.TUNNEL4 : GSO.TUNNEL6
+    const addresses = new DataView(Uint8Array.from([...local, ...remote]).buffer)
+    this.addresses = Int32Array.from({ length: addresses.byteLength / 4 }, (_, i) => addresses.getInt32(4 * i))
+    this.ttlWord = four ? (ttl << 8) | UDP_PROTOCOL : (UDP_PROTOCOL << 8) | ttl
+    let sum = (ipv4.PLAIN << 8) + ipv4.DONT_FRAGMENT + this.ttlWord
+    for (let i = 0; i < addresses.byteLength; i += 2) sum += addresses.getUint16(i)
     this.headerSum = sum
   }
 
@@ -64,26 +90,27 @@ export class Encap {
   }
 
   /** Encapsulates every frame; hash must be set, and network, 0 for what is not IP. Those without headroom are dropped. */
-  run(batch: Batch): void {
+  readonly run = (batch: Batch): void => {
     const { pool, counters, size } = this
     const { frames, length } = batch
     let kept = 0
     let bytes = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
+      const inner = pool.length[frame]
       if (pool.headroomOf(frame) < size) {
         counters.dropped(DROP.NO_HEADROOM)
         pool.free(frame)
-      } else if (pool.length[frame] + size - ETHERNET > LARGEST) {
+      } else if (inner + size - IP > LARGEST) {
         counters.dropped(DROP.OVERSIZED)
         pool.free(frame)
-      } else if ((pool.gso[frame] & GSO.TUNNEL) !== 0) {
+      } else if ((pool.gso[frame] & TUNNEL_GSO) !== 0) {
         // A super-packet has the fields of one tunnel only.
         counters.dropped(DROP.OFFLOAD)
         pool.free(frame)
       } else {
-        bytes += pool.length[frame]
-        this.prepend(frame)
+        bytes += inner
+        this.prepend(frame, pool.start[frame] - size, inner + size)
         frames[kept++] = frame
       }
     }
@@ -92,64 +119,58 @@ export class Encap {
     batch.length = kept
   }
 
-  /** Writes the outer headers of one frame, which has the headroom. */
-  private prepend(frame: number): void {
-    const { pool, template, size, udpAt } = this
-    const b = pool.bytes
-    const inner = pool.start[frame]
-    const at = inner - size
-    copyBytes(pool.view, at, template, 0, size)
-
+  /** Writes the outer headers of one frame, which has the headroom; `at` and `length` are those of the outer frame. */
+  private readonly prepend = (frame: number, at: number, length: number): void => {
+    const { pool, addresses } = this
+    const { view } = pool
     const network = pool.network[frame]
-    const version = network === 0 ? 0 : b[network] >> 4
-    const innerTos = version === 4 ? b[network + 1] : version === 6 ? ipv6.trafficClass(b, network) : 0
-    const tos = (innerTos & this.innerBits) | this.outerBits
-    const udpLength = pool.length[frame] + size - udpAt
+    const first = network === 0 ? 0 : view.getUint16(network)
+    const version = first >>> 12
     const hash = pool.hash[frame]
-    const ip = at + ETHERNET
-    if (this.four) {
-      const total = udpLength + ipv4.HEADER
-      b[ip + 1] = tos
-      b[ip + 2] = total >> 8
-      b[ip + 3] = total
+    const gso = pool.gso[frame]
+    const tos = (((version === 4 ? first : version === 6 ? first >>> 4 : 0) & this.innerBits) | this.outerBits) & 0xff
+    const transport = at + this.udpAt
+    const bytes = length - this.udpAt
+
+    // NB: locally administered; the kernel's neighbour table or the peer replaces them on a real link.
+    view.setInt32(at, 0x02000000)
+    view.setInt32(at + 4, 0x00020200)
+    view.setInt32(at + 8, 0x00000001)
+    if (this.isIpv4 !== 0) {
+      const total = bytes + IPV4_BYTES
       let sum = this.headerSum + tos + total
       sum = (sum & 0xffff) + (sum >>> 16)
-      sum = ~((sum & 0xffff) + (sum >>> 16))
-      b[ip + 10] = sum >> 8
-      b[ip + 11] = sum
+      sum = ~((sum & 0xffff) + (sum >>> 16)) & 0xffff
+      view.setInt16(at + 12, IPV4_TYPE)
+      view.setInt32(at + 14, 0x45000000 | (tos << 16) | total)
+      // RFC 4459 section 3.2: DF always set, so the outer packet is atomic and its identification is free (RFC 6864 section 4.1).
+      view.setInt32(at + 18, 0x00004000)
+      view.setInt32(at + 22, (this.ttlWord << 16) | sum)
+      view.setInt32(at + 26, addresses[0])
+      view.setInt32(at + 30, addresses[1])
     } else {
-      b[ip] = 0x60 | (tos >> 4)
-      b[ip + 1] = ((tos & 15) << 4) | ((hash >>> 16) & 15)
-      b[ip + 2] = hash >> 8
-      b[ip + 3] = hash
-      b[ip + 4] = udpLength >> 8
-      b[ip + 5] = udpLength
+      view.setInt16(at + 12, IPV6_TYPE)
+      view.setInt32(at + 14, 0x60000000 | (tos << 20) | (hash & FLOW_LABEL))
+      view.setInt32(at + 18, (bytes << 16) | this.ttlWord)
+      for (let i = 0; i < 8; i++) view.setInt32(at + 22 + (i << 2), addresses[i])
     }
 
-    const port = ENTROPY_BASE | ((hash ^ (hash >>> 14)) & ENTROPY_MASK)
-    const transport = at + udpAt
-    b[transport] = port >> 8
-    b[transport + 1] = port
-    b[transport + 4] = udpLength >> 8
-    b[transport + 5] = udpLength
-    if (this.checksum) pool.offload[frame] |= OFFLOAD.OUTER_CHECKSUM
-
-    const data = this.dataAt
-    if (data !== 0) {
-      const d = at + data
-      b[d] = pool.attachment[frame] >> 8
-      b[d + 1] = pool.attachment[frame]
-      b[d + 2] = pool.direction[frame]
-      b[d + 4] = hash >> 24
-      b[d + 5] = hash >> 16
-      b[d + 6] = hash >> 8
-      b[d + 7] = hash
+    const entropy = ENTROPY_BASE | ((hash ^ (hash >>> 14)) & ENTROPY_MASK)
+    view.setInt32(transport, (entropy << 16) | this.port)
+    view.setInt32(transport + 4, bytes << 16)
+    view.setInt32(transport + 8, this.tunnelHead)
+    view.setInt32(transport + 12, this.tunnelNetwork)
+    if (this.option !== 0) {
+      view.setInt32(transport + 16, this.option)
+      view.setInt32(transport + 20, (pool.attachment[frame] << 16) | (pool.direction[frame] << 8))
+      view.setInt32(transport + 24, hash)
     }
 
-    if (pool.gso[frame] !== GSO.NONE) pool.gso[frame] |= this.gsoTunnel
+    if (this.checksum !== 0) pool.offload[frame] |= this.checksum
+    if (gso !== 0) pool.gso[frame] = gso | this.gsoTunnel
     pool.outerTransport[frame] = transport
     pool.start[frame] = at
-    pool.length[frame] += size
+    pool.length[frame] = length
   }
 }
 
@@ -157,41 +178,4 @@ export class Encap {
 export function sendsChecksum(tunnel: TunnelConfig): boolean {
   if (tunnel.outerChecksum !== 'auto') return tunnel.outerChecksum === 'always'
   return tunnel.kind === 'geneve' || tunnel.local.length === 16
-}
-
-/** The outer headers of a tunnel with all per-packet fields zero and the IPv4 checksum left out. */
-export function outerTemplate(tunnel: TunnelConfig): Uint8Array {
-  const b = new Uint8Array(outerBytes(tunnel))
-  const { local, remote } = tunnel
-  // NB: locally administered; the kernel's neighbour table or the peer replaces them on a real link.
-  b.set([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1], 0)
-  let at = ETHERNET
-  if (local.length === 4) {
-    setType(b, 0, ETHERTYPE.IPV4)
-    // RFC 4459 section 3.2: DF always set, so the outer packet is atomic and its identification is free (RFC 6864 section 4.1).
-    b[at] = 0x45
-    b[at + 6] = 0x40
-    b[at + 8] = tunnel.ttl
-    b[at + 9] = ipv4.PROTOCOL.UDP
-    b.set(local, at + 12)
-    b.set(remote, at + 16)
-    at += ipv4.HEADER
-  } else {
-    setType(b, 0, ETHERTYPE.IPV6)
-    b[at] = 0x60
-    b[at + 6] = ipv4.PROTOCOL.UDP
-    b[at + 7] = tunnel.ttl
-    b.set(local, at + ipv6.SOURCE)
-    b.set(remote, at + ipv6.DESTINATION)
-    at += ipv6.HEADER
-  }
-  udp.setDestinationPort(b, at, tunnel.port)
-  at += udp.HEADER
-  if (tunnel.kind === 'vxlan') vxlan.write(b, at, tunnel.vni)
-  else {
-    const options = optionBytes(tunnel)
-    geneve.write(b, at, options, false, false, ETHERTYPE.TEB, tunnel.vni)
-    if (options !== 0) geneve.writeOption(b, at + geneve.HEADER, METADATA.CLASS, METADATA.TYPE, METADATA.DATA)
-  }
-  return b
 }

@@ -4,7 +4,7 @@
 import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
-import { GSO, type Pool } from '../memory/pool.ts'
+import type { Pool } from '../memory/pool.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import { HEADER as ETHERNET } from '../wire/ethernet.ts'
 import * as icmp from '../wire/icmp.ts'
@@ -34,7 +34,7 @@ export class Fit {
     this.reply = reply
   }
 
-  run(batch: Batch): void {
+  readonly run = (batch: Batch): void => {
     const { pool, counters, mtu } = this
     const { frames, length } = batch
     let kept = 0
@@ -113,7 +113,7 @@ export class Fit {
 /** Bytes behind the Ethernet header of the largest packet that a frame becomes in the tunnel: tags, datagram and padding. */
 function carriedBytes(pool: Pool, frame: number): number {
   const bytes = pool.length[frame] - ETHERNET
-  if (pool.gso[frame] === GSO.NONE) return bytes
+  if (pool.gso[frame] === 0) return bytes
   const headers = pool.payload[frame] - pool.start[frame] - ETHERNET
   return Math.min(bytes, headers + pool.gsoSize[frame])
 }

@@ -58,7 +58,6 @@ export class Forwarder {
   private readonly fit: Fit
   private readonly encap: Encap
   private readonly restore: Restore
-  private readonly restoreStrays: Restore
   private readonly handover: Handover | undefined
   private readonly decap: Decap
   private readonly probe: Probe
@@ -89,6 +88,7 @@ export class Forwarder {
       seed,
       withAttachment: true,
       local: back,
+      table,
     })
     const failClosed = new Uint8Array(MAX_ATTACHMENTS)
     this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), back, failClosed)
@@ -102,10 +102,8 @@ export class Forwarder {
     const decapOptions = { anyPeer: false, keep: false, anyInner: false }
     this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)
     const probes = this.probe.returned
-    const restoreCounters = counters.stage('restore')
-    const restoreOptions = { table, fragments, seed, attachments: index, probes }
-    this.restore = new Restore(pool, restoreCounters, { ...restoreOptions, handover })
-    this.restoreStrays = new Restore(pool, restoreCounters, restoreOptions)
+    const restoreOptions = { table, fragments, seed, attachments: index, probes, handover }
+    this.restore = new Restore(pool, counters.stage('restore'), restoreOptions)
     this.handover = handover
     this.podCounters = counters.stage('complete pod')
     const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
@@ -190,7 +188,7 @@ export class Forwarder {
   /** Legs for what other workers hand over. */
   get strayLegs(): Leg[] {
     const run = (batch: Batch) => {
-      this.restoreStrays.run(batch)
+      this.restore.runStrays(batch)
       this.deliver(batch)
     }
     return this.handover?.legs(run) ?? []

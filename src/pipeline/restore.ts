@@ -20,26 +20,44 @@ export interface RestoreOptions {
   attachments: AttachmentIndex | undefined
   /** Takes returned probes. */
   probes: Batch | undefined
-  /** Takes what belongs to other workers; undefined where there are none, and for what they have handed over. */
+  /** Takes what belongs to other workers; undefined where there are none. */
   handover?: Handover
 }
+
+const STEER = VERDICT.STEER
 
 /** The stage behind decap. */
 export class Restore {
   private readonly pool: Pool
   private readonly counters: StageCounters
-  private readonly options: RestoreOptions
+  private readonly table: FlowTable
+  private readonly fragments: FragmentTable
+  private readonly seed: Seed
+  private readonly attachments: AttachmentIndex | undefined
+  private readonly probes: Batch | undefined
+  private readonly handover: Handover | undefined
 
   constructor(pool: Pool, counters: StageCounters, options: RestoreOptions) {
     this.pool = pool
     this.counters = counters
-    this.options = options
+    this.table = options.table
+    this.fragments = options.fragments
+    this.seed = options.seed
+    this.attachments = options.attachments
+    this.probes = options.probes
+    this.handover = options.handover
   }
 
   /** Frames with an attachment and a flow stay; probes and strays leave by their outlets; the rest is dropped. */
-  run(batch: Batch): void {
-    const { pool, counters } = this
-    const { probes, handover } = this.options
+  readonly run = (batch: Batch): void => this.all(batch, this.handover)
+
+  /** The same for what other workers have handed over. */
+  runStrays(batch: Batch): void {
+    this.all(batch, undefined)
+  }
+
+  private readonly all = (batch: Batch, handover: Handover | undefined): void => {
+    const { pool, counters, probes } = this
     const { frames, length } = batch
     let kept = 0
     let dropped = 0
@@ -50,7 +68,7 @@ export class Restore {
       const frame = frames[i]
       const size = pool.length[frame]
       const reason = this.restore(frame)
-      if (reason === DROP.UNKNOWN_FLOW && handover?.take(frame)) {
+      if (reason === DROP.UNKNOWN_FLOW && handover !== undefined && handover.take(frame)) {
         strays++
         continue
       }
@@ -69,19 +87,18 @@ export class Restore {
     batch.length = kept
   }
 
-  private restore(frame: number): DropReason {
-    const { pool } = this
-    const { attachments, table, fragments, seed } = this.options
+  private readonly restore = (frame: number): DropReason => {
+    const { pool, attachments, table, fragments, seed } = this
     if (attachments === undefined) pool.attachment[frame] = 0
     else {
       if (!attachments.assign(frame)) return DROP.UNKNOWN_ATTACHMENT
       if (pool.attachment[frame] === PROBE_ATTACHMENT) return 0
     }
-    const bad = readKey(pool, frame, fragments, seed, attachments !== undefined)
+    const bad = readKey(pool, frame, fragments, seed, attachments !== undefined, table)
     if (bad !== 0) return bad
-    const row = table.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
-    if (row < 0 || table.verdict(row) !== VERDICT.STEER) return DROP.UNKNOWN_FLOW
-    pool.flow[frame] = row
+    let row = pool.flow[frame]
+    if (row < 0) pool.flow[frame] = row = table.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
+    if (row < 0 || table.verdict(row) !== STEER) return DROP.UNKNOWN_FLOW
     return 0
   }
 }

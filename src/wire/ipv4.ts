@@ -16,13 +16,17 @@ export const MAX = 60
 export const SOURCE = 12
 export const DESTINATION = 16
 
-const TOS = 1
-const TOTAL_LENGTH = 2
+export const TOS = 1
+export const TOTAL_LENGTH = 2
 const IDENTIFICATION = 4
-const FRAGMENT = 6
+/** Offset of the word of flags and fragment offset, and its bits that a fragment has. */
+export const FRAGMENT = 6
+export const IS_FRAGMENT = 0x3fff
 const TTL = 8
-const PROTOCOL_AT = 9
-const CHECKSUM = 10
+export const PROTOCOL_AT = 9
+/** The first byte of a header without options. */
+export const PLAIN = 0x45
+export const CHECKSUM = 10
 
 /** Bits of the 16-bit word of flags and fragment offset. */
 export const DONT_FRAGMENT = 0x4000

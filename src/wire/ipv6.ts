@@ -14,8 +14,8 @@ export const HEADER = 40
 export const SOURCE = 8
 export const DESTINATION = 24
 
-const PAYLOAD_LENGTH = 4
-const NEXT_HEADER = 6
+export const PAYLOAD_LENGTH = 4
+export const NEXT_HEADER = 6
 const HOP_LIMIT = 7
 
 /** Next headers that are extension headers (IANA), and NONE. ESP is not walked: nothing behind it can be read. */

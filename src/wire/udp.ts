@@ -9,6 +9,8 @@ import { finish, fold, pseudo, sum } from './checksum.ts'
 
 /** Bytes of the header. */
 export const HEADER = 8
+/** Offset of the length. */
+export const LENGTH = 4
 /** Offset of the checksum. */
 export const CHECKSUM = 6
 

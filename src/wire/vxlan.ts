@@ -12,7 +12,8 @@ export const PORT = 4789
 export const HEADER = 8
 
 const VNI = 4
-const FLAG_I = 0x08
+/** The flag that must be set: the VNI is valid. */
+export const FLAG_I = 0x08
 
 /** 0 when the header is sound, or a drop reason; reserved bits are ignored unless `strict`, as Linux is. */
 export function check(b: Uint8Array, at: number, end: number, strict: boolean): DropReason {

@@ -236,12 +236,13 @@ describe('FlowTable', () => {
     const { table } = make({ capacity: flows })
     for (let i = 0; i < flows; i++) table.insert(keys, i * KEY_WORDS, hash[i], 0)
     const batch = new Batch(250)
+    const flow = new Int32Array(flows).fill(-1)
     let missing = 0
     const packets = (step: number) => {
       const from = step * 250
       batch.length = 0
       for (let i = from; i < from + 250; i++) batch.push(i % flows)
-      table.warm(batch, hash)
+      table.warm(batch, hash, flow)
       for (let i = 0; i < 250; i++) {
         const frame = batch.frames[i]
         table.now = 1.5 + from + i
