@@ -25,7 +25,9 @@ const varying = (title: string): Column => ({ title, varying: true })
 /** The lines of a topic's table. */
 export const VIEWS: Views = {
   stats({ rows }, { paint, all, before }) {
-    const shown = rows.filter(row => all || row.inPackets + row.outPackets + row.drops + row.errors + row.calls !== 0)
+    const shown = withSums(rows, stageKey).filter(
+      row => all || row.inPackets + row.outPackets + row.drops + row.errors + row.calls !== 0,
+    )
     if (shown.length === 0) return [nothing('no packet yet', all)]
     const columns = [varying('WORKER'), left('STAGE'), right('IN'), right('OUT'), right('DROPPED')]
     if (before !== undefined) columns.push(right('IN/S'), right('OUT/S'), right('OUT RATE'))
@@ -37,7 +39,7 @@ export const VIEWS: Views = {
       right('CALLS'),
       right('ERRORS'),
     )
-    const old = index(before?.reply.rows ?? [], stageKey)
+    const old = index(withSums(before?.reply.rows ?? [], stageKey), stageKey)
     const cells = shown.map(row => {
       const was = old.get(stageKey(row))
       const rate = (now: number, then = 0) => Math.max(0, now - then) / (before?.seconds || 1)
@@ -60,8 +62,8 @@ export const VIEWS: Views = {
     if (rows.length === 0) return ['nothing was dropped']
     const columns = [varying('WORKER'), left('STAGE'), left('REASON'), right('PACKETS')]
     if (before !== undefined) columns.push(right('PER SECOND'))
-    const old = index(before?.reply.rows ?? [], dropKey)
-    const cells = rows.map(row => {
+    const old = index(withSums(before?.reply.rows ?? [], dropKey), dropKey)
+    const cells = withSums(rows, dropKey).map(row => {
       const gone = Math.max(0, row.packets - (old.get(dropKey(row))?.packets ?? 0))
       const rates = before === undefined ? [] : [packetRate(gone / before.seconds)]
       return [row.worker, row.stage, row.reason, count(row.packets), ...rates, row.text]
@@ -130,6 +132,30 @@ export const VIEWS: Views = {
 
 const stageKey = (row: StageRow) => `${row.worker}\0${row.stage}`
 const dropKey = (row: DropRow) => `${row.worker}\0${row.stage}\0${row.reason}`
+
+const ALL = 'all'
+
+/** The rows and, where there are several workers, what those of one key come to together. */
+function withSums<Row extends { worker: string }>(rows: Row[], key: (row: Row) => string): Row[] {
+  if (new Set(rows.map(row => row.worker)).size < 2) return rows
+  const sums = new Map<string, Row>()
+  for (const row of rows) {
+    const own = { ...row, worker: ALL }
+    const sum = sums.get(key(own))
+    sums.set(key(own), sum === undefined ? own : added(sum, own))
+  }
+  return [...rows, ...sums.values()]
+}
+
+/** Two rows as one, numbers added. */
+function added<Row extends object>(a: Row, b: Row): Row {
+  const other = b as Record<string, unknown>
+  const sum = Object.entries(a).map(([name, value]) => [
+    name,
+    typeof value === 'number' ? value + Number(other[name]) : value,
+  ])
+  return Object.fromEntries(sum) as Row
+}
 
 function index<Row>(rows: Row[], key: (row: Row) => string): Map<string, Row> {
   return new Map(rows.map(row => [key(row), row]))

@@ -62,8 +62,8 @@ export function serve(port: MessagePort, answer: (request: unknown) => unknown):
     try {
       port.postMessage({ id, answer: answer(request) } satisfies Answer)
     } catch (error) {
-      const { code = 'system', message: failure } = error as DetourError
-      port.postMessage({ id, failure: { code, message: failure } } satisfies Answer)
+      const code = error instanceof DetourError ? error.code : 'system'
+      port.postMessage({ id, failure: { code, message: (error as Error).message } } satisfies Answer)
     }
   }
 }
@@ -125,10 +125,7 @@ function track(worker: Worker, name: string, port: MessagePort, wake?: () => voi
       port.postMessage({ id, request })
       wake?.()
       // Of a worker that has ended nothing comes back.
-      done.then(
-        () => reject(new DetourError('system', `worker ${name} has ended`)),
-        () => reject(failure),
-      )
+      done.then(() => reject(new DetourError('system', `worker ${name} has ended`)), reject)
     })
   }
 

@@ -42,31 +42,26 @@ export function fileSink(fd: number): LogSink {
   }
 }
 
-/** Longest wait for another worker's line to end. */
-const PATIENCE_MS = 20
-
-/** Lets workers share a sink, so that no line stands in the middle of another's; `memory` is one word, theirs together. */
+/**
+ * Lets workers share a sink, so that no line stands in the middle of another's; `memory` is one word, theirs together. Takes nothing while another
+ * worker writes or has half a line to finish.
+ */
 export function sharedSink(sink: LogSink, memory: SharedArrayBuffer, worker: number): LogSink {
   const lock = new Int32Array(memory)
   const own = worker + 1
-  const take = () => Atomics.compareExchange(lock, 0, 0, own)
   return block => {
-    let holder = take()
-    if (holder !== 0 && holder !== own) {
-      Atomics.wait(lock, 0, holder, PATIENCE_MS)
-      holder = take()
-      if (holder !== 0 && holder !== own) return 0
-    }
+    const holder = Atomics.compareExchange(lock, 0, 0, own)
+    if (holder !== 0 && holder !== own) return 0
     const taken = sink(block)
     // A line begun is finished before anyone else writes.
     const inside = taken === 0 ? holder === own : block[taken - 1] !== NEWLINE
-    if (!inside) {
-      Atomics.store(lock, 0, 0)
-      Atomics.notify(lock, 0)
-    }
+    if (!inside) Atomics.store(lock, 0, 0)
     return taken
   }
 }
+
+const END_TRIES = 20
+const PAUSE_MS = 5
 
 const BLOCK = 65_536
 const NEWLINE = 10
@@ -79,6 +74,7 @@ export class VerdictLog {
   private readonly sink: LogSink
   private readonly block = new Uint8Array(2 * BLOCK)
   private readonly encoder = new TextEncoder()
+  private readonly pause = new Int32Array(new SharedArrayBuffer(4))
   private used = 0
 
   constructor(sink: LogSink) {
@@ -102,9 +98,12 @@ export class VerdictLog {
     this.used -= taken
   }
 
-  /** Hands over the rest; what is not taken now is lost. */
+  /** Hands over the rest; what is not taken within a moment is lost. */
   end(): void {
-    this.flush()
+    for (let i = 0; i < END_TRIES && this.used > 0; i++) {
+      if (i > 0) Atomics.wait(this.pause, 0, 0, PAUSE_MS)
+      this.flush()
+    }
     for (let i = 0; i < this.used; i++) if (this.block[i] === NEWLINE) this.lost++
     this.used = 0
   }

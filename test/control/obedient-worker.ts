@@ -1,7 +1,7 @@
 // A worker for the tests of spawn: does what its data says, then loops like a forwarding worker until asked to stop.
 
 import { parentPort, workerData } from 'node:worker_threads'
-import { stopRequested, type WorkerInput } from '../../src/control/spawn.ts'
+import { serve, stopRequested, type WorkerInput } from '../../src/control/spawn.ts'
 import { DetourError } from '../../src/errors.ts'
 
 const { port, behave, memory } = workerData as WorkerInput & { behave: string; memory: SharedArrayBuffer }
@@ -11,7 +11,14 @@ if (behave === 'exit') process.exit(3)
 parentPort!.postMessage({ ready: behave })
 if (behave === 'hang') for (;;) Atomics.add(words, 0, 1)
 if (behave === 'break') throw new TypeError('b is undefined')
-while (!stopRequested(port)) {
+const answer = (request: unknown) => {
+  if (request === 'fail') throw new DetourError('not-found', 'there is no such pod')
+  if (request === 'break') throw new TypeError('c is undefined')
+  if (request === 'exit') process.exit(4)
+  return [request, 'answered']
+}
+while (behave === 'answer' && !serve(port, answer)) Atomics.add(words, 0, 1)
+while (behave !== 'answer' && !stopRequested(port)) {
   // Waits as a worker waits for packets: only `wake` ends it.
   Atomics.wait(words, 1, 0)
   Atomics.add(words, 0, 1)

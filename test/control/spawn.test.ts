@@ -25,6 +25,26 @@ describe('a worker', () => {
     expect(words[0]).toBe(-1)
   })
 
+  test('that is asked answers in order, tells what failed, and goes on', async () => {
+    const { ready, ask, stop } = start('answer')
+    await ready
+    const asked = [ask('one'), ask('fail'), ask('break'), ask({ two: Int32Array.of(2) })]
+    expect(await asked[0]).toEqual(['one', 'answered'])
+    await expect(asked[1]).rejects.toMatchObject({
+      ...{ name: 'DetourError', code: 'not-found', message: 'there is no such pod' },
+    })
+    await expect(asked[2]).rejects.toMatchObject({ name: 'DetourError', code: 'system', message: 'c is undefined' })
+    expect(await asked[3]).toEqual([{ two: Int32Array.of(2) }, 'answered'])
+    await stop()
+    await expect(ask('late')).rejects.toThrow('worker answer has ended')
+  })
+
+  test('that ends before it answers rejects', async () => {
+    const { ready, ask } = start('answer')
+    await ready
+    await expect(ask('exit')).rejects.toThrow('worker answer exited with status 4')
+  })
+
   test('that throws a DetourError at set-up rejects with it, code and all', async () => {
     const { ready, done } = start('refuse')
     const expected = { name: 'DetourError', code: 'unsupported', message: /no tunnel GSO/ }
