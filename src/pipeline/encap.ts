@@ -8,6 +8,7 @@ import { DROP } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
+import { i32 } from '../wire/bytes.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -51,8 +52,12 @@ export class Encap {
   /** TTL and protocol of IPv4, next header and hop limit of IPv6; the sum of all of an IPv4 header that is always the same. */
   private readonly ttlWord: number
   private readonly headerSum: number
-  /** Source, then destination, in words. */
-  private readonly addresses: Int32Array
+  /** IP addresses, source before destination, in words. */
+  private readonly ends: Int32Array
+  /** Ethernet addresses, destination before source, in words. NB: locally administered until a device needs real ones; the kernel's neighbour table or the peer replaces them. */
+  private mac0 = 0x02000000
+  private mac1 = 0x00020200
+  private mac2 = 0x00000001
 
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig) {
     this.pool = pool
@@ -76,17 +81,19 @@ export class Encap {
     this.outerBits = dscp === 'copy' ? 0 : dscp << 2
     this.checksum = sendsChecksum(tunnel) ? OFFLOAD.OUTER_CHECKSUM : 0
     this.gsoTunnel = four ? GSO.TUNNEL4 : GSO.TUNNEL6
-    const addresses = new DataView(Uint8Array.from([...local, ...remote]).buffer)
-    this.addresses = Int32Array.from({ length: addresses.byteLength / 4 }, (_, i) => addresses.getInt32(4 * i))
+    const ends = new DataView(Uint8Array.from([...local, ...remote]).buffer)
+    this.ends = Int32Array.from({ length: ends.byteLength / 4 }, (_, i) => ends.getInt32(4 * i))
     this.ttlWord = four ? (ttl << 8) | UDP_PROTOCOL : (UDP_PROTOCOL << 8) | ttl
     let sum = (ipv4.PLAIN << 8) + ipv4.DONT_FRAGMENT + this.ttlWord
-    for (let i = 0; i < addresses.byteLength; i += 2) sum += addresses.getUint16(i)
+    for (let i = 0; i < ends.byteLength; i += 2) sum += ends.getUint16(i)
     this.headerSum = sum
   }
 
   /** Gives outer frames the Ethernet addresses of the next hop, destination before source, for a device that asks no kernel for them. */
   set addresses(addresses: Uint8Array) {
-    for (let i = 0; i < addresses.length; i++) this.template.setUint8(i, addresses[i])
+    this.mac0 = i32(addresses, 0)
+    this.mac1 = i32(addresses, 4)
+    this.mac2 = i32(addresses, 8)
   }
 
   /** Encapsulates every frame; hash must be set, and network, 0 for what is not IP. Those without headroom are dropped. */
@@ -121,7 +128,7 @@ export class Encap {
 
   /** Writes the outer headers of one frame, which has the headroom; `at` and `length` are those of the outer frame. */
   private readonly prepend = (frame: number, at: number, length: number): void => {
-    const { pool, addresses } = this
+    const { pool, ends } = this
     const { view } = pool
     const network = pool.network[frame]
     const first = network === 0 ? 0 : view.getUint16(network)
@@ -132,10 +139,9 @@ export class Encap {
     const transport = at + this.udpAt
     const bytes = length - this.udpAt
 
-    // NB: locally administered; the kernel's neighbour table or the peer replaces them on a real link.
-    view.setInt32(at, 0x02000000)
-    view.setInt32(at + 4, 0x00020200)
-    view.setInt32(at + 8, 0x00000001)
+    view.setInt32(at, this.mac0)
+    view.setInt32(at + 4, this.mac1)
+    view.setInt32(at + 8, this.mac2)
     if (this.isIpv4 !== 0) {
       const total = bytes + IPV4_BYTES
       let sum = this.headerSum + tos + total
@@ -146,13 +152,13 @@ export class Encap {
       // RFC 4459 section 3.2: DF always set, so the outer packet is atomic and its identification is free (RFC 6864 section 4.1).
       view.setInt32(at + 18, 0x00004000)
       view.setInt32(at + 22, (this.ttlWord << 16) | sum)
-      view.setInt32(at + 26, addresses[0])
-      view.setInt32(at + 30, addresses[1])
+      view.setInt32(at + 26, ends[0])
+      view.setInt32(at + 30, ends[1])
     } else {
       view.setInt16(at + 12, IPV6_TYPE)
       view.setInt32(at + 14, 0x60000000 | (tos << 20) | (hash & FLOW_LABEL))
       view.setInt32(at + 18, (bytes << 16) | this.ttlWord)
-      for (let i = 0; i < 8; i++) view.setInt32(at + 22 + (i << 2), addresses[i])
+      for (let i = 0; i < 8; i++) view.setInt32(at + 22 + (i << 2), ends[i])
     }
 
     const entropy = ENTROPY_BASE | ((hash ^ (hash >>> 14)) & ENTROPY_MASK)
