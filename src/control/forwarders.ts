@@ -1,9 +1,9 @@
 // The forwarding workers of a node, told together: each has frames, a flow table and counters of its own, and a queue of every device.
 
 import { randomSeed } from '../flow/hash.ts'
+import { createFlowTable } from '../flow/layout.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
 import type { Steering } from '../flow/steering.ts'
-import { createFlowTable } from '../flow/table.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'

@@ -3,8 +3,10 @@
 import { setI32 } from '../wire/bytes.ts'
 import { formatAddress as formatAddress4 } from '../wire/ipv4.ts'
 import { formatAddress as formatAddress6 } from '../wire/ipv6.ts'
-import { KEY } from './key.ts'
-import { type FlowTableHandle, HEADER, isClosed, ROW, SEEN, slotsFor } from './table.ts'
+import { COLD, type FlowTableHandle, HEADER, HOT, isClosed, LINE, layoutOf, SEEN } from './layout.ts'
+
+/** Where the cold line begins in a copied row. */
+const BEHIND = LINE
 
 /** A flow as people see it. End A is the smaller one; `openedBy` tells which sent the first packet. */
 export interface FlowRecord {
@@ -37,9 +39,10 @@ export class FlowView {
   readonly capacity: number
   private readonly header: Int32Array
   private readonly clock: Float64Array
-  private readonly words: Int32Array
-  private readonly pairs: BigInt64Array
-  private readonly copied = new BigInt64Array(ROW.WORDS / 2)
+  private readonly hot: BigInt64Array
+  private readonly cold: BigInt64Array
+  private readonly sequences: Int32Array
+  private readonly copied = new BigInt64Array(LINE)
   private readonly copy = new Int32Array(this.copied.buffer)
   private readonly doubles = new Float64Array(this.copied.buffer)
   private readonly address = new Uint8Array(16)
@@ -49,9 +52,10 @@ export class FlowView {
     this.capacity = capacity
     this.header = new Int32Array(memory, 0, HEADER.WORDS)
     this.clock = new Float64Array(memory, HEADER.CLOCK * 4, 1)
-    const rows = (HEADER.WORDS + slotsFor(capacity)) * 4
-    this.words = new Int32Array(memory, rows, (capacity + 1) * ROW.WORDS)
-    this.pairs = new BigInt64Array(memory, rows, ((capacity + 1) * ROW.WORDS) / 2)
+    const { hot, cold, words } = layoutOf(handle)
+    this.hot = new BigInt64Array(memory, hot, words / 2)
+    this.cold = new BigInt64Array(memory, cold, words / 2)
+    this.sequences = new Int32Array(memory, cold, words)
   }
 
   /** Flows in the table. */
@@ -74,41 +78,44 @@ export class FlowView {
 
   /** The flow in a row, or undefined when the row is free or changes hands just now. */
   read(row: number): FlowRecord | undefined {
-    const { words, pairs, copied, copy, doubles } = this
-    const own = row * ROW.WORDS
-    const sequence = Atomics.load(words, own + ROW.SEQUENCE)
-    for (let i = 0; i < ROW.WORDS / 2; i++) copied[i] = Atomics.load(pairs, own / 2 + i)
-    if (copy[KEY.KIND] === 0 || (sequence & 1) !== 0 || sequence !== Atomics.load(words, own + ROW.SEQUENCE))
-      return undefined
-    const seen = copy[ROW.VERDICT]
+    const { hot, cold, sequences, copied, copy, doubles } = this
+    const at = row * LINE + COLD.SEQUENCE
+    const sequence = Atomics.load(sequences, at)
+    for (let i = 0; i < LINE / 2; i++) {
+      copied[i] = Atomics.load(hot, (row * LINE) / 2 + i)
+      copied[LINE / 2 + i] = Atomics.load(cold, (row * LINE) / 2 + i)
+    }
+    if (copy[HOT.KIND] === 0 || (sequence & 1) !== 0 || sequence !== Atomics.load(sequences, at)) return undefined
+    const seen = copy[HOT.VERDICT]
     return {
       row,
-      attachment: copy[KEY.KIND] & 0xffff,
-      protocol: (copy[KEY.KIND] >>> 16) & 0xff,
-      addressA: this.format(KEY.A),
-      portA: copy[KEY.PORTS] >>> 16,
-      addressB: this.format(KEY.B),
-      portB: copy[KEY.PORTS] & 0xffff,
+      attachment: copy[HOT.KIND] & 0xffff,
+      protocol: (copy[HOT.KIND] >>> 16) & 0xff,
+      addressA: this.format(HOT.A, COLD.A),
+      portA: copy[HOT.PORTS] >>> 16,
+      addressB: this.format(HOT.B, COLD.B),
+      portB: copy[HOT.PORTS] & 0xffff,
       openedBy: (seen & SEEN.OPENED_BY_B) !== 0 ? 'b' : 'a',
       closed: isClosed(seen),
       verdict: seen & 0xff,
-      rule: copy[ROW.RULE],
-      endpoint: copy[ROW.ENDPOINT],
-      cookie: copy[ROW.COOKIE],
-      state: copy[ROW.STATE],
-      firstSeenMs: doubles[ROW.FIRST_SEEN / 2],
-      lastSeenMs: doubles[ROW.LAST_SEEN / 2],
-      packetsAB: doubles[ROW.PACKETS / 2],
-      bytesAB: doubles[ROW.BYTES / 2],
-      packetsBA: doubles[ROW.PACKETS / 2 + 1],
-      bytesBA: doubles[ROW.BYTES / 2 + 1],
+      rule: copy[BEHIND + COLD.RULE],
+      endpoint: copy[BEHIND + COLD.ENDPOINT],
+      cookie: copy[BEHIND + COLD.COOKIE],
+      state: copy[BEHIND + COLD.STATE],
+      firstSeenMs: doubles[(BEHIND + COLD.FIRST_SEEN) / 2],
+      lastSeenMs: doubles[HOT.LAST_SEEN / 2],
+      packetsAB: doubles[HOT.PACKETS / 2],
+      bytesAB: doubles[HOT.BYTES / 2],
+      packetsBA: doubles[HOT.PACKETS / 2 + 1],
+      bytesBA: doubles[HOT.BYTES / 2 + 1],
     }
   }
 
-  private format(at: number): string {
+  private format(first: number, rest: number): string {
     const { copy, address } = this
-    if (copy[KEY.KIND] >>> 24 === 4) return formatAddress4(copy[at])
-    for (let i = 0; i < 4; i++) setI32(address, i * 4, copy[at + i])
+    if (copy[HOT.KIND] >>> 24 === 4) return formatAddress4(copy[first])
+    setI32(address, 0, copy[first])
+    for (let i = 0; i < 3; i++) setI32(address, 4 + i * 4, copy[BEHIND + rest + i])
     return formatAddress6(address)
   }
 }

@@ -4,7 +4,8 @@ import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { FIXED_SEED, hashKey } from '../../src/flow/hash.ts'
 import { KEY } from '../../src/flow/key.ts'
-import { createFlowTable, FlowTable, type FlowTableOptions, HEADER, ROW, slotsFor } from '../../src/flow/table.ts'
+import { COLD, createFlowTable, type FlowTableOptions, LINE, layoutOf } from '../../src/flow/layout.ts'
+import { FlowTable } from '../../src/flow/table.ts'
 import { VERDICT } from '../../src/flow/verdict.ts'
 import { FlowView } from '../../src/flow/view.ts'
 import { Batch } from '../../src/memory/batch.ts'
@@ -78,6 +79,10 @@ describe('FlowTable', () => {
       const model = new Map<number, { seen: number; packets: number[]; bytes: number[]; row: number }>()
       const ended: number[] = []
       table.onEnd = row => ended.push(row)
+      const all = new Batch(FLOWS)
+      for (let i = 0; i < FLOWS; i++) all.push(i)
+      const hash = Int32Array.from(hashes)
+      const rows = new Int32Array(FLOWS).fill(-1)
       let now = 0
       for (const step of steps) {
         if (step.do === 'insert') {
@@ -115,6 +120,19 @@ describe('FlowTable', () => {
         }
         expect(table.count).toBe(model.size)
         for (let i = 0; i < FLOWS; i++) expect(table.find(keys, i * KEY_WORDS, hashes[i])).toBe(model.get(i)?.row ?? -1)
+        // What was known before the step, right or wrong by now, leads to the same rows.
+        for (let i = 0; i < FLOWS; i++) {
+          const at = i * KEY_WORDS
+          const row = model.get(i)?.row ?? -1
+          expect(table.known(Math.max(0, rows[i]), keys, at, hashes[i])).toBe(row)
+          expect([row, -1]).toContain(table.recall(keys, at))
+          if (row >= 0) {
+            table.remember(keys, at, row)
+            expect(table.recall(keys, at)).toBe(row)
+          }
+        }
+        if (step.do !== 'touch') rows.fill(-1)
+        table.warm(all, hash, rows)
       }
       const counters = new Map([...view.flows()].map(flow => [flow.row, flow]))
       expect(counters.size).toBe(model.size)
@@ -141,6 +159,30 @@ describe('FlowTable', () => {
     }
     expect(new Set(rows).size).toBe(KEY.WORDS + 1)
     expect(table.find(keys, 0, 99)).toBe(rows[0])
+  })
+
+  it('recalls a flow by its whole key only, and not when it has ended', () => {
+    const { table } = make({ capacity: 8 })
+    const keys = new Int32Array(2 * KEY_WORDS)
+    keys.set([(6 << 24) | (TCP << 16), 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    const row = table.insert(keys, 0, 99, 0)
+    expect(table.recall(keys, 0)).toBe(-1)
+    table.remember(keys, 0, row)
+    expect(table.recall(keys, 0)).toBe(row)
+    for (let word = 0; word < KEY.WORDS; word++) {
+      keys[word] ^= 1
+      expect(table.recall(keys, 0), `word ${word}`).toBe(-1)
+      keys[word] ^= 1
+    }
+    // Words 3, 4, 7 and 8 have no part in where a flow is remembered: another key in the same place.
+    keys.set(keys.subarray(0, KEY_WORDS), KEY_WORDS)
+    keys[KEY_WORDS + 3] ^= 1
+    expect(table.recall(keys, KEY_WORDS)).toBe(-1)
+    table.remove(row)
+    expect(table.recall(keys, 0)).toBe(-1)
+    expect(table.insert(keys, KEY_WORDS, 99, 0)).toBe(row)
+    expect(table.recall(keys, 0)).toBe(-1)
+    expect(table.recall(keys, KEY_WORDS)).toBe(row)
   })
 
   it('makes room for a new flow when it is full of idle ones, and says -1 when they are not', () => {
@@ -311,10 +353,10 @@ describe('FlowView', () => {
     const { keys, hash } = makeFlows(1)
     const row = table.insert(keys, 0, hash[0], 0)
     const view = new FlowView(handle)
-    const words = new Int32Array(handle.memory, (HEADER.WORDS + slotsFor(1)) * 4)
-    words[row * ROW.WORDS + ROW.SEQUENCE]++
+    const cold = new Int32Array(handle.memory, layoutOf(handle).cold)
+    cold[row * LINE + COLD.SEQUENCE]++
     expect(view.read(row)).toBeUndefined()
-    words[row * ROW.WORDS + ROW.SEQUENCE]++
+    cold[row * LINE + COLD.SEQUENCE]++
     expect(view.read(row)).toBeDefined()
   })
 })

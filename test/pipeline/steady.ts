@@ -3,8 +3,8 @@
 
 import type { Device } from '../../src/device/device.ts'
 import { FIXED_SEED } from '../../src/flow/hash.ts'
+import { createFlowTable } from '../../src/flow/layout.ts'
 import { compile } from '../../src/flow/policy.ts'
-import { createFlowTable } from '../../src/flow/table.ts'
 import { VERDICT } from '../../src/flow/verdict.ts'
 import { BATCH, Batch } from '../../src/memory/batch.ts'
 import { Counters } from '../../src/memory/counters.ts'
