@@ -5,7 +5,7 @@
 //   left ◄── empties ── right        left ── empties ──► right
 //
 // A thread that drops more than it sends would end up with the other's frames. So each end counts what it owes: frames
-// received, less those transmitted and those given back; what it owes goes home empty by a ring of its own.
+// received, less those transmitted and those given back, large and small ones; what it owes goes home empty by a ring of its own.
 //
 // Waking: an end that receives nothing has announced that it may sleep, and the next packet writes to its eventfd.
 
@@ -101,6 +101,7 @@ export class LoopbackDevice implements Device {
   private sent = 0
   private readonly empties = new Batch()
   private owed = 0
+  private owedSmall = 0
   private mayBeAwoken = false
   /** What an eventfd is written from, then what it is read into. */
   private readonly event = new BigUint64Array([1n, 0n])
@@ -139,7 +140,7 @@ export class LoopbackDevice implements Device {
     if (n === 0 && !receiving.sleep()) n = receiving.pop(batch)
     this.mayBeAwoken ||= n === 0
     if (n > 0) this.counters.received(n, this.bytes(batch, batch.length - n))
-    this.owed += n
+    this.owe(batch, batch.length - n, batch.length, 1)
     this.balance(n === 0 ? 1 : GIVE_BACK)
     return n
   }
@@ -174,7 +175,7 @@ export class LoopbackDevice implements Device {
     const n = sending.push(batch, from)
     if (n === 0) return 0
     this.counters.sent(n, bytes - this.bytes(batch, from + n))
-    this.owed -= n
+    this.owe(batch, from, from + n, -1)
     if (sending.wake()) {
       this.counters.called()
       write(this.peerFd, this.eventAt, 8)
@@ -204,15 +205,27 @@ export class LoopbackDevice implements Device {
   /** Takes home what came back empty, and gives back what is owed when it is `enough`. */
   private balance(enough: number): void {
     const { pool, empties, back } = this
-    this.owed += this.home.pop(empties)
+    this.home.pop(empties)
+    this.owe(empties, 0, empties.length, 1)
     pool.freeAll(empties)
-    if (this.owed < enough) return
-    const n = Math.min(this.owed, pool.available, empties.capacity)
-    for (let i = 0; i < n; i++) empties.push(pool.alloc())
+    if (Math.max(this.owed, this.owedSmall) < enough) return
+    const large = Math.min(this.owed, pool.available, empties.room)
+    for (let i = 0; i < large; i++) empties.push(pool.alloc())
+    const small = Math.min(this.owedSmall, pool.availableSmall, empties.room)
+    for (let i = 0; i < small; i++) empties.push(pool.allocSmall())
     const given = back.push(empties)
-    this.owed -= given
-    for (let i = given; i < n; i++) pool.free(empties.frames[i])
+    this.owe(empties, 0, given, -1)
+    for (let i = given; i < empties.length; i++) pool.free(empties.frames[i])
     empties.length = 0
+  }
+
+  /** Notes that the frames [from, to) of a batch came from the other end (`sign` 1) or went there (-1). */
+  private owe(batch: Batch, from: number, to: number, sign: number): void {
+    const { small } = this.pool
+    let smalls = 0
+    for (let i = from; i < to; i++) if (batch.frames[i] < small) smalls++
+    this.owedSmall += sign * smalls
+    this.owed += sign * (to - from - smalls)
   }
 
   private bytes(batch: Batch, from: number): number {

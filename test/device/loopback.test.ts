@@ -140,6 +140,25 @@ describe('loopback', () => {
     expect([left.pool.available, right.pool.available]).toEqual([256, 256])
   })
 
+  test('small frames are given back as small ones, large ones as large ones', () => {
+    const handle = createPool({ frames: 64, small: 32, frameSize: 4096, headroom: 64 })
+    const loopback = createLoopback({ frames: 64 })
+    open.push(loopback)
+    const [left, right] = (['left', 'right'] as const).map((side, i) => {
+      const pool = new Pool(handle, 32 + 16 * i, 16, 16 * i, 16)
+      return { pool, device: new LoopbackDevice(pool, new StageCounters(side), loopback[side]), batch: new Batch() }
+    })
+    for (let round = 0; round < 100; round++) {
+      for (let i = 0; i < 10; i++) left.batch.push(i % 5 === 0 ? left.pool.alloc() : left.pool.allocSmall())
+      left.device.transmit(left.batch)
+      expect(right.device.receive(right.batch)).toBe(10)
+      right.pool.freeAll(right.batch)
+      right.device.receive(right.batch)
+      left.device.receive(left.batch)
+      for (const { pool } of [left, right]) expect([pool.available, pool.availableSmall]).toEqual([16, 16])
+    }
+  })
+
   test('the event descriptor is written for an end that may sleep, once, and not for one that does not', () => {
     const { left, right } = pair()
     const { fd } = right.device
