@@ -152,7 +152,7 @@ export class Forwarder {
     this.underlayOut.tick()
   }
 
-  private goOut(batch: Batch, attachment: number, out: Complete): void {
+  private readonly goOut = (batch: Batch, attachment: number, out: Complete): void => {
     const { pool, index, back } = this
     const { frames, length } = batch
     let kept = 0
@@ -179,7 +179,7 @@ export class Forwarder {
     if (back.length > 0) out.run(back)
   }
 
-  private comeBack(batch: Batch): void {
+  private readonly comeBack = (batch: Batch): void => {
     this.decap.run(batch)
     this.restore.run(batch)
     this.handover?.flush()
@@ -195,7 +195,7 @@ export class Forwarder {
     return this.handover?.legs(run) ?? []
   }
 
-  private deliver(batch: Batch): void {
+  private readonly deliver = (batch: Batch): void => {
     const { pool, pods, touched } = this
     const { frames, length } = batch
     for (let i = 0; i < length; i++) {

@@ -32,7 +32,7 @@ export class Outlet {
   }
 
   /** Takes every frame of the batch and empties it. */
-  run(batch: Batch): void {
+  readonly run = (batch: Batch): void => {
     const { pool, lanes } = this
     if (lanes === undefined || !this.expressOpen || this.express?.exhausted === true) {
       this.main.run(batch)
