@@ -3,7 +3,7 @@
 
 import type { Bench } from './harness.ts'
 import { contenders, openHairpins } from './traffic/contenders.ts'
-import { transfer } from './traffic/load.ts'
+import { CONTROLS, transfer } from './traffic/load.ts'
 import { onStage, whyNot } from './traffic/scene.ts'
 
 export async function run(bench: Bench): Promise<void> {
@@ -11,13 +11,14 @@ export async function run(bench: Bench): Promise<void> {
   if (reason !== '') return bench.skip(reason)
   await onStage(async stage => {
     const paths = await openHairpins(bench, stage)
-    const seconds = bench.short ? 1 : 3
+    const [control] = CONTROLS
+    const seconds = bench.short ? 1 : 2
     for (const streams of bench.short ? [1] : [1, 4])
       await bench.ask({
-        name: `TCP from pod to gateway and back to another pod, ${streams === 1 ? '1 stream' : `${streams} streams`}`,
+        name: `TCP from pod to gateway and back to another pod, ${streams === 1 ? '1 stream' : `${streams} streams`}, ${control}`,
         unit: 'Gbit/s',
         better: 'more',
-        contenders: contenders(paths, path => transfer(path, seconds, streams, false)),
+        contenders: contenders(paths, path => transfer(path, { seconds, streams, reverse: false, control })),
       })
   })
 }

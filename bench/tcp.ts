@@ -4,11 +4,13 @@
 
 import type { Bench } from './harness.ts'
 import { contenders, openWays } from './traffic/contenders.ts'
-import { transfer } from './traffic/load.ts'
+import { CONTROLS, type TransferOptions, transfer } from './traffic/load.ts'
 import { detourHairpin, detourWay, type Path } from './traffic/paths.ts'
-import { onStage, type Stage, setUnderlay, traffic, UNDERLAYS, UPLINK_MTU, whyNot } from './traffic/scene.ts'
+import { onStage, setUnderlay, traffic, UNDERLAYS, UPLINK_MTU, whyNot } from './traffic/scene.ts'
 
-const DIRECTIONS = { 'pod to endpoint': false, 'endpoint to pod': true }
+const DIRECTIONS = ['pod to endpoint', 'endpoint to pod'] as const
+type Direction = (typeof DIRECTIONS)[number]
+const ETHERNET = 14
 const RUNGS = ['uso', 'udp-socket', 'plain'] as const
 
 export async function run(bench: Bench): Promise<void> {
@@ -20,50 +22,55 @@ export async function run(bench: Bench): Promise<void> {
       for (const { scene } of paths) setUnderlay(scene, underlay)
       const measure = underlay === 'super-packets' ? transfer : segmented
       for (const streams of bench.short ? [1] : [1, 4, 16])
-        for (const [direction, reverse] of Object.entries(DIRECTIONS))
-          await ask(bench, `${direction}, underlay of ${underlay}`, paths, streams, reverse, measure)
+        for (const direction of DIRECTIONS)
+          await ask(bench, `${direction}, underlay of ${underlay}`, paths, direction, { streams, measure })
     }
-    await rungs(bench, stage, paths[0])
+    for (const { scene } of paths) setUnderlay(scene, 'super-packets')
+    for (const control of CONTROLS.slice(1))
+      for (const direction of DIRECTIONS)
+        await ask(bench, `${direction}, underlay of super-packets`, paths, direction, { control })
+    const rungs = [paths[0]]
+    for (const rung of RUNGS) rungs.push(await stage.open(detourWay({ rung })))
+    for (const direction of DIRECTIONS) await ask(bench, `${direction} on lower rungs`, rungs, direction)
   })
-  await onStage(stage => profiles(bench, stage))
+  // No kernel here speaks GENEVE, so that both are measured through Detour's gateway.
+  await onStage(async stage => {
+    const paths = [await stage.open(detourHairpin('vxlan')), await stage.open(detourHairpin('geneve'))]
+    for (const streams of bench.short ? [1] : [1, 4, 16])
+      await ask(bench, 'GENEVE beside VXLAN, pod to pod through the gateway', paths, 'pod to endpoint', { streams })
+  })
 }
 
-function ask(bench: Bench, name: string, paths: Path[], streams: number, reverse: boolean, measure: typeof transfer) {
+interface Asking {
+  streams?: number
+  control?: string
+  measure?: typeof transfer
+}
+
+function ask(bench: Bench, name: string, paths: Path[], direction: Direction, asking: Asking = {}) {
+  const { streams = 1, control = CONTROLS[0], measure = transfer } = asking
+  const options = { seconds: bench.short ? 1 : 2, streams, reverse: direction === 'endpoint to pod', control }
   return bench.ask({
-    name: `${name}, ${streams === 1 ? '1 stream' : `${streams} streams`}`,
+    name: `${name}, ${streams === 1 ? '1 stream' : `${streams} streams`}, ${control}`,
     unit: 'Gbit/s',
     better: 'more',
-    contenders: contenders(paths, path => measure(path, bench.short ? 1 : 3, streams, reverse)),
+    contenders: contenders(paths, path => measure(path, options)),
   })
 }
 
 /** The same transfer, which fails when anything larger than the underlay's MTU crossed it. */
-async function segmented(path: Path, seconds: number, streams: number, reverse: boolean): Promise<number> {
+async function segmented(path: Path, options: TransferOptions): Promise<number> {
   const { far, downlink } = path.scene
   const before = traffic(far, downlink)
-  const rate = await transfer(path, seconds, streams, reverse)
+  const rate = await transfer(path, options)
   const after = traffic(far, downlink)
-  const bytes = reverse ? after.sentBytes - before.sentBytes : after.receivedBytes - before.receivedBytes
-  const packets = reverse ? after.sentPackets - before.sentPackets : after.receivedPackets - before.receivedPackets
-  if (bytes / packets > UPLINK_MTU + 14)
+  const way = options.reverse
+    ? (['sentBytes', 'sentPackets'] as const)
+    : (['receivedBytes', 'receivedPackets'] as const)
+  const [bytes, packets] = way.map(counter => after[counter] - before[counter])
+  if (bytes / packets > UPLINK_MTU + ETHERNET)
     throw new Error(
       `${path.name}: packets of ${Math.round(bytes / packets)} bytes crossed an underlay of ${UPLINK_MTU}`,
     )
   return rate
-}
-
-/** What a node does without tunnel GSO. */
-async function rungs(bench: Bench, stage: Stage, kernel: Path): Promise<void> {
-  const paths = [kernel]
-  for (const rung of RUNGS) paths.push(await stage.open(detourWay({ rung })))
-  setUnderlay(kernel.scene, 'super-packets')
-  for (const [direction, reverse] of Object.entries(DIRECTIONS))
-    await ask(bench, `${direction} on lower rungs`, paths, 1, reverse, transfer)
-}
-
-/** No kernel here speaks GENEVE, so that both are measured through Detour's gateway, from pod to pod. */
-async function profiles(bench: Bench, stage: Stage): Promise<void> {
-  const paths = [await stage.open(detourHairpin('vxlan')), await stage.open(detourHairpin('geneve'))]
-  for (const streams of bench.short ? [1] : [1, 4, 16])
-    await ask(bench, 'GENEVE beside VXLAN, pod to pod through the gateway', paths, streams, false, transfer)
 }

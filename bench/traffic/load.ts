@@ -1,6 +1,7 @@
 // Traffic over a path, and what came of it: TCP by iperf3, UDP packets by the generator, round trips. Each fails when Detour should
 // have carried it and its counters say that it did not.
 
+import { readFileSync } from 'node:fs'
 import { extname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -20,8 +21,16 @@ const PUBLISHED_MS = 250
 /** Until traffic flows evenly. */
 const SETTLE_MS = 200
 const DISCARD = 9
-/** Linux's own default; what a machine sets instead (bbr paces) would be measured with the path. */
-const CONGESTION_CONTROL = 'cubic'
+/**
+ * How TCP is controlled: by bbr where the kernel has it, whose rounds differ by a tenth, and by cubic, the default of most machines, which goes
+ * by halves or doubles from round to round, as its queues happen to fit the processor's cache or not.
+ */
+export const CONTROLS = ['bbr', 'cubic'].filter(name => available().includes(name))
+
+function available(): string[] {
+  return readFileSync('/proc/sys/net/ipv4/tcp_available_congestion_control', 'utf8').trim().split(/\s+/)
+}
+
 const SOURCE_PORTS = 60_000
 
 /** The command line of a program of this folder. */
@@ -53,14 +62,23 @@ async function assertCarried(
   if (carried < wanted / 2) throw new Error(`${path.name}: ${wanted} ${unit} arrived, the tunnel carried ${carried}`)
 }
 
+export interface TransferOptions {
+  seconds: number
+  streams: number
+  /** From the endpoint to the pod. */
+  reverse: boolean
+  /** One of CONTROLS. */
+  control: string
+}
+
 /** Gbit/s that iperf3 received. */
-export function transfer(path: Path, seconds: number, streams: number, reverse: boolean): Promise<number> {
+export function transfer(path: Path, { seconds, streams, reverse, control }: TransferOptions): Promise<number> {
   return awake(path, async () => {
     const before = path.carried?.()
     const server = start(at(path.server), 'iperf3 server', ['iperf3', '-s', '-1', '--forceflush'])
     try {
       await server.line(line => line.includes('listening'), LIMIT_MS)
-      const flags = ['-J', '-C', CONGESTION_CONTROL, ...(reverse ? ['-R'] : [])]
+      const flags = ['-J', '-C', control, ...(reverse ? ['-R'] : [])]
       const wanted = ['-c', path.target.address, '-t', `${seconds}`, '-P', `${streams}`, ...flags]
       const report = await run(
         at(path.client),
