@@ -5,6 +5,7 @@ import { Origins, PcapReader, PcapWriter, Pieces } from '../src/device/pcap.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { createPool, HEADROOM, Pool } from '../src/memory/pool.ts'
 import { Converter } from '../src/pipeline/converter.ts'
+import { inlineStages } from '../src/pipeline/inlining.ts'
 
 /** Frames in flight: one batch, and answers of stages that make frames. */
 const FRAMES = 320
@@ -17,6 +18,7 @@ const NOTE = 64
 
 /** Converts one file, or a thread's share of it. */
 export function convert(job: ConvertJob): ConvertResult {
+  inlineStages()
   const began = performance.now()
   const pool = new Pool(createPool({ frames: FRAMES, frameSize: FRAME, headroom: HEADROOM }))
   const counters = new Counters()

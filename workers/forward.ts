@@ -11,11 +11,13 @@ import { Heartbeat } from '../src/os/heartbeat.ts'
 import { nameThread } from '../src/os/thread.ts'
 import { Forwarder } from '../src/pipeline/forwarder.ts'
 import { Handover } from '../src/pipeline/handover.ts'
+import { inlineStages } from '../src/pipeline/inlining.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const PUBLISH_MS = 100
 
 const input = workerData as ForwardInput
+inlineStages()
 nameThread(`forward-${input.worker}`)
 const { first, count, firstSmall, smallCount } = input.frames
 const pool = new Pool(input.pool, first, count, firstSmall, smallCount)

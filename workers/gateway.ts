@@ -8,11 +8,13 @@ import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { nameThread } from '../src/os/thread.ts'
 import { DEFAULT_POLLING } from '../src/pipeline/busy-poll.ts'
+import { inlineStages } from '../src/pipeline/inlining.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const TICK_MS = 20
 
 const input = workerData as GatewayInput
+inlineStages()
 nameThread(`gateway-${input.engine.share?.worker ?? 0}`)
 const pool = new Pool(input.pool, input.frames?.first, input.frames?.count)
 const counters = new Counters()

@@ -8,6 +8,7 @@ import { Origins, PcapReader, PcapWriter } from '../src/device/pcap.ts'
 import { Batch } from '../src/memory/batch.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
+import { inlineStages } from '../src/pipeline/inlining.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 import { Replayer } from '../src/pipeline/replayer.ts'
 
@@ -15,6 +16,7 @@ const TICK_MS = 5
 const PUBLISH_MS = 100
 
 const input = workerData as ReplayInput
+inlineStages()
 const pool = new Pool(input.pool, input.frames.first, input.frames.count)
 const counters = new Counters()
 const origins = new Origins(input.input.format)

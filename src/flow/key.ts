@@ -102,22 +102,31 @@ function writeKey4(key: Int32Array, at: number, from: number, to: number, kind: 
 }
 
 function writeKey6(key: Int32Array, at: number, view: DataView, network: number, kind: number, ports: number): number {
-  let i = 0
-  let order = 0
-  for (; i < 4 && order === 0; i++) {
-    const from = view.getInt32(network + ipv6.SOURCE + (i << 2))
-    const to = view.getInt32(network + ipv6.DESTINATION + (i << 2))
-    order = compare(from, to)
-  }
-  const isFromB = order > 0 || (order === 0 && ports >>> 16 > (ports & 0xffff))
-  const a = at + (isFromB ? KEY.B : KEY.A)
-  const b = at + (isFromB ? KEY.A : KEY.B)
-  for (i = 0; i < 4; i++) {
-    key[a + i] = view.getInt32(network + ipv6.SOURCE + (i << 2))
-    key[b + i] = view.getInt32(network + ipv6.DESTINATION + (i << 2))
-  }
+  const f0 = view.getInt32(network + 8)
+  const f1 = view.getInt32(network + 12)
+  const f2 = view.getInt32(network + 16)
+  const f3 = view.getInt32(network + 20)
+  const t0 = view.getInt32(network + 24)
+  const t1 = view.getInt32(network + 28)
+  const t2 = view.getInt32(network + 32)
+  const t3 = view.getInt32(network + 36)
+  let isFromB = ports >>> 16 > (ports & 0xffff)
+  if (f0 !== t0) isFromB = (f0 ^ SIGN) > (t0 ^ SIGN)
+  else if (f1 !== t1) isFromB = (f1 ^ SIGN) > (t1 ^ SIGN)
+  else if (f2 !== t2) isFromB = (f2 ^ SIGN) > (t2 ^ SIGN)
+  else if (f3 !== t3) isFromB = (f3 ^ SIGN) > (t3 ^ SIGN)
+  const from = isFromB ? at + 6 : at + 2
+  const to = isFromB ? at + 2 : at + 6
   key[at] = kind
   key[at + 1] = isFromB ? (ports << 16) | (ports >>> 16) : ports
+  key[from] = f0
+  key[from + 1] = f1
+  key[from + 2] = f2
+  key[from + 3] = f3
+  key[to] = t0
+  key[to + 1] = t1
+  key[to + 2] = t2
+  key[to + 3] = t3
   return isFromB ? 1 : 0
 }
 
@@ -274,9 +283,4 @@ function transport4(b: Uint8Array, network: number): number {
 function packetEnd(b: Uint8Array, network: number, version: number, limit: number): number {
   const length = version === 4 ? ipv4.totalLength(b, network) : ipv6.HEADER + ipv6.payloadLength(b, network)
   return Math.min(limit, network + length)
-}
-
-// Orders words as unsigned numbers.
-function compare(x: number, y: number): number {
-  return x === y ? 0 : (x ^ SIGN) > (y ^ SIGN) ? 1 : -1
 }

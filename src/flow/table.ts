@@ -86,7 +86,7 @@ export class FlowTable {
    * are on their way from memory at a time.
    */
   readonly warm = (batch: Batch, hash: Int32Array, flow: Int32Array): void => {
-    const { index, hot, shift, mask } = this
+    const { index, hot, cold, shift, mask } = this
     const { frames, length } = batch
     const isCold = this.header[HEADER.COUNT] >= WARM_FROM
     let sum = 0
@@ -105,6 +105,10 @@ export class FlowTable {
     }
     if (!isCold) return
     for (let i = 0; i < length; i++) sum ^= hot[flow[frames[i]] << ROW]
+    for (let i = 0; i < length; i++) {
+      const own = flow[frames[i]] << ROW
+      if (hot[own] >>> 24 === 6) sum ^= cold[own]
+    }
     this.warmth = sum
   }
 
