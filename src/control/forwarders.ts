@@ -1,7 +1,7 @@
 // The forwarding workers of a node, told together: each has frames, a flow table and counters of its own, and a queue of every device.
 
 import { randomSeed } from '../flow/hash.ts'
-import { createFlowTable } from '../flow/layout.ts'
+import { createLiveFlowTable } from '../flow/live.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
 import type { Steering } from '../flow/steering.ts'
 import { VERDICT } from '../flow/verdict.ts'
@@ -58,7 +58,7 @@ export class Forwarders {
     const seed = randomSeed()
     const memory = createProbeMemory()
     const started = options.underlay.map((underlay, number) => {
-      const flows = createFlowTable({
+      const flows = createLiveFlowTable({
         capacity: config.flows.capacity,
         tcpIdleMs: config.flows.tcpTimeoutSeconds * 1000,
         idleMs: config.flows.otherTimeoutSeconds * 1000,

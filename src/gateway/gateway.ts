@@ -13,7 +13,7 @@ import { type OffloadRung, openUnderlay } from '../control/underlay.ts'
 import { capabilityNames } from '../device/device.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { randomSeed } from '../flow/hash.ts'
-import { createFlowTable } from '../flow/layout.ts'
+import { createLiveFlowTable } from '../flow/live.ts'
 import type { Steering } from '../flow/steering.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
@@ -95,7 +95,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   const log = new SharedArrayBuffer(4)
   const own = ownAddresses(local, options.namespace ?? '')
   const running = opened.devices.map((device, worker) => {
-    const flows = createFlowTable({ capacity: FLOWS })
+    const flows = createLiveFlowTable({ capacity: FLOWS })
     const { pool, frames, peers } = shared.inputs[worker]
     const input: Omit<GatewayInput, 'port'> = {
       pool,

@@ -32,6 +32,7 @@ const c = {
   close: libc.func('int close(int)'),
   mmap: libc.func('uintptr_t mmap(uintptr_t, size_t, int, int, int, int64_t)'),
   munmap: libc.func('int munmap(uintptr_t, size_t)'),
+  madvise: libc.func('int madvise(uintptr_t, size_t, int)'),
   mount: libc.func('int mount(str, str, str, ulong, uintptr_t)'),
   index: libc.func('uint if_nametoindex(str)'),
   syscall: libc.func('long syscall(long, int, void *, uint)'),
@@ -47,6 +48,7 @@ export const POLL = { IN: 1, OUT: 4, ERR: 8, HUP: 0x10, NVAL: 0x20 } as const
 export const MSG = { DONTWAIT: 0x40, WAITFORONE: 0x10000 } as const
 export const PROT = { READ: 1, WRITE: 2 } as const
 export const MAP = { SHARED: 1 } as const
+export const MADV = { HUGEPAGE: 14 } as const
 
 const done = (result: number): number => (result < 0 ? -errno() : result)
 
@@ -183,6 +185,11 @@ export function mmap(fd: number, length: number, protection: number, offset: num
 /** munmap(2). NB: a view over the mapping must not be touched afterwards: that kills the process. */
 export function munmap(mapping: Mapping): number {
   return done(c.munmap(mapping.address, mapping.length))
+}
+
+/** madvise(2); `address` is a page's. */
+export function madvise(address: number, length: number, advice: number): number {
+  return done(c.madvise(address, length, advice))
 }
 
 /** Where a view's first byte is in memory; works for ArrayBuffer and SharedArrayBuffer, in every thread. */

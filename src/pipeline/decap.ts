@@ -15,7 +15,7 @@ import * as vlan from '../wire/vlan.ts'
 import { isTag } from '../wire/vlan.ts'
 import * as vxlan from '../wire/vxlan.ts'
 import { parse } from './parse.ts'
-import type { TunnelConfig } from './tunnel.ts'
+import { optionBytes, type TunnelConfig, tunnelWords } from './tunnel.ts'
 
 export interface DecapOptions {
   /** Accept any outer source and destination and any VNI, as an endpoint does; otherwise only the tunnel's own. */
@@ -59,6 +59,10 @@ export class Decap {
   private readonly port: number
   private readonly vni: number
   private readonly strict: boolean
+  /** What our own GENEVE headers begin with, the head of the option in them, 0 for none, and their bytes: they need no walk. */
+  private readonly ownHead: number
+  private readonly ownOption: number
+  private readonly ownBytes: number
   private readonly innerVlan: boolean
   private readonly zeroChecksum6: boolean
   private readonly anyPeer: boolean
@@ -74,6 +78,10 @@ export class Decap {
     this.port = tunnel.port
     this.vni = tunnel.vni
     this.strict = tunnel.strictReserved
+    const { head, option } = tunnelWords(tunnel)
+    this.ownHead = head
+    this.ownOption = option
+    this.ownBytes = geneve.HEADER + optionBytes(tunnel)
     this.innerVlan = tunnel.innerVlan
     this.zeroChecksum6 = tunnel.zeroChecksum6
     this.anyPeer = options.anyPeer
@@ -215,6 +223,10 @@ export class Decap {
   private readonly behindTunnel = (at: number, end: number): number => {
     const { view, bytes } = this.pool
     if (this.geneve) {
+      const { ownHead, ownOption } = this
+      const inner = at + this.ownBytes
+      if (inner <= end && view.getInt32(at) === ownHead && (ownOption === 0 || view.getInt32(at + 8) === ownOption))
+        return this.anyPeer || view.getInt32(at + 4) >>> 8 === this.vni ? inner : -DROP.UNKNOWN_VNI
       const bad = geneve.check(bytes, at, end, NO_CLASS)
       if (bad !== 0) return -bad
       if (geneve.protocol(bytes, at) !== ETHERTYPE.TEB) return -DROP.GENEVE_PROTOCOL

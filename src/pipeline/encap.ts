@@ -10,11 +10,9 @@ import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import { i32 } from '../wire/bytes.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
-import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
-import * as vxlan from '../wire/vxlan.ts'
-import { METADATA, optionBytes, outerBytes, type TunnelConfig } from './tunnel.ts'
+import { outerBytes, type TunnelConfig, tunnelWords } from './tunnel.ts'
 
 /** The dynamic ports of RFC 6335 section 6: RFC 7348 section 5 asks for them, RFC 8926 section 3.3 allows them. */
 const ENTROPY_BASE = 0xc000
@@ -62,21 +60,16 @@ export class Encap {
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig) {
     this.pool = pool
     this.counters = counters
-    const { local, remote, ttl, vni, dscp } = tunnel
+    const { local, remote, ttl, dscp } = tunnel
     const four = local.length === 4
-    const options = optionBytes(tunnel)
     this.size = outerBytes(tunnel)
     this.isIpv4 = four ? 1 : 0
     this.udpAt = four ? UDP_IN_IPV4 : UDP_IN_IPV6
     this.port = tunnel.port
-    const header = new DataView(new ArrayBuffer(geneve.HEADER + geneve.OPTION))
-    const bytes = new Uint8Array(header.buffer)
-    if (tunnel.kind === 'vxlan') vxlan.write(bytes, 0, vni)
-    else geneve.write(bytes, 0, options, false, false, ETHERTYPE.TEB, vni)
-    if (options !== 0) geneve.writeOption(bytes, geneve.HEADER, METADATA.CLASS, METADATA.TYPE, METADATA.DATA)
-    this.tunnelHead = header.getInt32(0)
-    this.tunnelNetwork = header.getInt32(4)
-    this.option = header.getInt32(geneve.HEADER)
+    const { head, network, option } = tunnelWords(tunnel)
+    this.tunnelHead = head
+    this.tunnelNetwork = network
+    this.option = option
     this.innerBits = (dscp === 'copy' ? 0xfc : 0) | (tunnel.ecn === 'normal' ? 3 : 0)
     this.outerBits = dscp === 'copy' ? 0 : dscp << 2
     this.checksum = sendsChecksum(tunnel) ? OFFLOAD.OUTER_CHECKSUM : 0

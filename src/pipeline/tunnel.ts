@@ -1,11 +1,12 @@
 // What both ends of a tunnel agree on: plain data that passes through workerData, and the size of its headers.
 
-import { HEADER as ETHERNET } from '../wire/ethernet.ts'
+import { i32 } from '../wire/bytes.ts'
+import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import { HEADER as IPV4 } from '../wire/ipv4.ts'
 import { HEADER as IPV6 } from '../wire/ipv6.ts'
 import { HEADER as UDP } from '../wire/udp.ts'
-import { HEADER as VXLAN } from '../wire/vxlan.ts'
+import * as vxlan from '../wire/vxlan.ts'
 
 /** How the outer UDP checksum is sent: as the RFCs advise, never, or always. */
 export type OuterChecksum = 'auto' | 'zero' | 'always'
@@ -53,8 +54,18 @@ export function optionBytes(tunnel: TunnelConfig): number {
 /** Bytes in front of the inner Ethernet frame: outer Ethernet, IP, UDP, tunnel header and options. */
 export function outerBytes(tunnel: TunnelConfig): number {
   const ip = tunnel.local.length === 4 ? IPV4 : IPV6
-  const header = tunnel.kind === 'geneve' ? geneve.HEADER : VXLAN
+  const header = tunnel.kind === 'geneve' ? geneve.HEADER : vxlan.HEADER
   return ETHERNET + ip + UDP + header + optionBytes(tunnel)
+}
+
+/** What a tunnel's own headers begin with, in words: the header's first and second, and the head of its option, 0 for none. */
+export function tunnelWords(tunnel: TunnelConfig): { head: number; network: number; option: number } {
+  const b = new Uint8Array(geneve.HEADER + geneve.OPTION)
+  const options = optionBytes(tunnel)
+  if (tunnel.kind === 'vxlan') vxlan.write(b, 0, tunnel.vni)
+  else geneve.write(b, 0, options, false, false, ETHERTYPE.TEB, tunnel.vni)
+  if (options !== 0) geneve.writeOption(b, geneve.HEADER, METADATA.CLASS, METADATA.TYPE, METADATA.DATA)
+  return { head: i32(b, 0), network: i32(b, 4), option: i32(b, geneve.HEADER) }
 }
 
 /** The largest inner IP datagram that an underlay of this MTU carries unfragmented. */

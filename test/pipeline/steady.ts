@@ -3,7 +3,7 @@
 
 import type { Device } from '../../src/device/device.ts'
 import { FIXED_SEED } from '../../src/flow/hash.ts'
-import { createFlowTable } from '../../src/flow/layout.ts'
+import { createLiveFlowTable } from '../../src/flow/live.ts'
 import { compile } from '../../src/flow/policy.ts'
 import { VERDICT } from '../../src/flow/verdict.ts'
 import { BATCH, Batch } from '../../src/memory/batch.ts'
@@ -142,7 +142,7 @@ export class Steady {
     const forwarder = new Forwarder(this.pool, this.counters, this.endpoint, {
       tunnel: steadyTunnel(kind, outer, outerChecksum),
       underlayMtu: 1500,
-      flows: createFlowTable({ capacity: flows, tcpIdleMs: 1e9, idleMs: 1e9 }),
+      flows: createLiveFlowTable({ capacity: flows, tcpIdleMs: 1e9, idleMs: 1e9 }),
       seed: FIXED_SEED,
       policy: compile([], VERDICT.STEER),
       probe: { intervalMs: 0, limitMs: 0 },
