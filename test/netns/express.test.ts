@@ -175,6 +175,8 @@ describe.skipIf(missing !== '')(title('small packets on their express way'), () 
     await settled()
     ip(['-n', ENDPOINT, 'link', 'set', 'eth0', 'address', '02:00:00:00:00:c7'])
     ip(['-n', NODE, 'neighbor', 'flush', 'dev', 'uplink'])
+    await settled()
+    // Now the kernel is asked again.
     await datagrams('10.244.0.9', 1, 20)
     await settled()
     const before = await sent('xdp')
