@@ -201,7 +201,7 @@ export class Decap {
       const bad = this.outerChecksum(frame, ip, transport, end, type)
       if (bad !== 0) return bad
     }
-    const inner = this.behindTunnel(tunnel, end)
+    const inner = this.geneve ? this.behindGeneve(tunnel, end) : this.behindVxlan(tunnel, end)
     if (inner < 0) return -inner
     if (!this.innerVlan && inner + ETHER <= end && isTag(view.getUint16(inner + 12))) return DROP.INNER_VLAN
     const bad = parse(pool, frame, inner, end)
@@ -219,27 +219,29 @@ export class Decap {
     return 0
   }
 
-  /** The position behind the tunnel header and its options, or a drop reason, negated. */
-  private readonly behindTunnel = (at: number, end: number): number => {
+  /** The position behind the GENEVE header and its options, or a drop reason, negated. Headers like our own need no walk. */
+  private readonly behindGeneve = (at: number, end: number): number => {
     const { view, bytes } = this.pool
-    if (this.geneve) {
-      const { ownHead, ownOption } = this
-      const inner = at + this.ownBytes
-      if (inner <= end && view.getInt32(at) === ownHead && (ownOption === 0 || view.getInt32(at + 8) === ownOption))
-        return this.anyPeer || view.getInt32(at + 4) >>> 8 === this.vni ? inner : -DROP.UNKNOWN_VNI
-      const bad = geneve.check(bytes, at, end, NO_CLASS)
-      if (bad !== 0) return -bad
-      if (geneve.protocol(bytes, at) !== ETHERTYPE.TEB) return -DROP.GENEVE_PROTOCOL
-      if (!this.anyPeer && geneve.vni(bytes, at) !== this.vni) return -DROP.UNKNOWN_VNI
-      return at + geneve.headerLength(bytes, at)
-    }
+    const { ownHead, ownOption } = this
+    const inner = at + this.ownBytes
+    if (inner <= end && view.getInt32(at) === ownHead && (ownOption === 0 || view.getInt32(at + 8) === ownOption))
+      return this.anyPeer || view.getInt32(at + 4) >>> 8 === this.vni ? inner : -DROP.UNKNOWN_VNI
+    const bad = geneve.check(bytes, at, end, NO_CLASS)
+    if (bad !== 0) return -bad
+    if (geneve.protocol(bytes, at) !== ETHERTYPE.TEB) return -DROP.GENEVE_PROTOCOL
+    if (!this.anyPeer && geneve.vni(bytes, at) !== this.vni) return -DROP.UNKNOWN_VNI
+    return at + geneve.headerLength(bytes, at)
+  }
+
+  /** The same for VXLAN. */
+  private readonly behindVxlan = (at: number, end: number): number => {
+    const { view } = this.pool
     if (at + VXLAN_BYTES > end) return -DROP.VXLAN_TRUNCATED
     const flags = view.getInt32(at)
     const network = view.getInt32(at + 4)
     if ((flags & VXLAN_I) === 0) return -DROP.VXLAN_FLAGS
     if (this.strict && ((flags & ~VXLAN_I) | (network & 0xff)) !== 0) return -DROP.VXLAN_RESERVED
-    if (!this.anyPeer && network >>> 8 !== this.vni) return -DROP.UNKNOWN_VNI
-    return at + VXLAN_BYTES
+    return this.anyPeer || network >>> 8 === this.vni ? at + VXLAN_BYTES : -DROP.UNKNOWN_VNI
   }
 
   private fromPeer(ip: number, type: number): boolean {
