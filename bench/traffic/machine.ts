@@ -1,12 +1,13 @@
 // Processor time of the whole machine, less what processes use that have nothing to do with the measurement.
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 
 /** Ticks of /proc: USER_HZ is 100 on every architecture that Node runs on (proc_pid_stat(5)). */
 const TICK_MS = 10
 /** PF_KTHREAD of linux/sched.h. */
 const KERNEL_THREAD = 0x0020_0000
+const ATTEMPTS = 10
 
 export interface MachineTime {
   /** When it was read, ms of performance.now(). */
@@ -60,17 +61,27 @@ export function foreignTime(list: readonly ProcessTime[], root: number): number 
   return list.reduce((sum, { pid, kernel, ms }) => (kernel || isOurs(pid) ? sum : sum + ms), 0)
 }
 
-/** The processes that live now. */
+/**
+ * The processes that live now. One that ends while they are read may be missing here and be in its parent's time at the next reading, with all it
+ * ever used: then they are read again.
+ */
 function processes(): ProcessTime[] {
-  return readdirSync('/proc')
-    .filter(name => /^\d+$/.test(name))
-    .flatMap(pid => {
-      try {
-        return [parseProcess(readFileSync(`/proc/${pid}/stat`, 'utf8'))]
-      } catch {
-        return [] // ended meanwhile
-      }
+  for (let attempt = 1; ; attempt++) {
+    const pids = readdirSync('/proc').filter(name => /^\d+$/.test(name))
+    const list = pids.flatMap(pid => {
+      const stat = statOf(pid)
+      return stat === undefined ? [] : [parseProcess(stat)]
     })
+    if (attempt === ATTEMPTS || pids.every(pid => existsSync(`/proc/${pid}`))) return list
+  }
+}
+
+function statOf(pid: string): string | undefined {
+  try {
+    return readFileSync(`/proc/${pid}/stat`, 'utf8')
+  } catch {
+    return undefined // ended meanwhile
+  }
 }
 
 /** Processor time of one process with all its threads, ms. */
