@@ -16,10 +16,11 @@ const FLOOR: Record<string, number> = {
   flow: 3,
   pipeline: 4,
   control: 5,
-  gateway: 5,
-  cni: 5,
-  lab: 5,
-  cli: 6,
+  node: 6,
+  gateway: 6,
+  cni: 6,
+  lab: 6,
+  cli: 7,
 }
 
 /** The files of control that the thin plugin may use, besides errors.ts. */

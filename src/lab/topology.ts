@@ -2,8 +2,8 @@
 // network namespace of its own. Everything made here carries the run's prefix; nothing else is ever touched.
 
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { PIN_DIRECTORY } from '../control/attachment.ts'
 import { DetourError } from '../errors.ts'
+import { PIN_DIRECTORY } from '../node/attachment.ts'
 import { detachClassifiers } from '../os/classifier.ts'
 import {
   createNamespace,

@@ -214,7 +214,7 @@ describe('loopback', () => {
     const pool = new Pool(handle, 0, 2048)
     const counters = new StageCounters('near')
     const device = new LoopbackDevice(pool, counters, loopback.left)
-    const base = new URL('../../dist/src/', import.meta.url).href
+    const base = new URL('../../dist/src', import.meta.url).href
     const worker = new Worker(far(base), {
       eval: true,
       workerData: { handle, end: loopback.right, first: 2048, count: 2048, packets },

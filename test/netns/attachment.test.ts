@@ -10,7 +10,7 @@ import {
   cleanup,
   createProtectedMap,
   PIN_DIRECTORY,
-} from '../../src/control/attachment.ts'
+} from '../../src/node/attachment.ts'
 import { deleteFromMap, updateMap } from '../../src/os/bpf.ts'
 import type { FailCounters } from '../../src/os/heartbeat.ts'
 import { inNamespace, linkInfo, tc } from '../../src/os/netns.ts'

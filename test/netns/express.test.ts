@@ -3,8 +3,8 @@
 
 import { afterEach, describe, expect, it } from 'vitest'
 import { configSchema, type ExpressRung } from '../../src/control/config.ts'
-import { type RunningNode, startNode } from '../../src/control/node.ts'
 import { COLUMN } from '../../src/memory/counters.ts'
+import { type RunningNode, startNode } from '../../src/node/node.ts'
 import { createNamespace, deleteNamespace, ip, ipBatch } from '../../src/os/netns.ts'
 import { missing, runIn, title, transfer } from './support.ts'
 

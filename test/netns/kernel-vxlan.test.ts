@@ -3,7 +3,7 @@
 
 import { afterEach, describe, expect, it } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
-import { type RunningNode, startNode } from '../../src/control/node.ts'
+import { type RunningNode, startNode } from '../../src/node/node.ts'
 import { createNamespace, deleteNamespace, ipBatch } from '../../src/os/netns.ts'
 import { listing, missing, Probe, runIn, title, transfer } from './support.ts'
 

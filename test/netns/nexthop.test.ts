@@ -1,8 +1,8 @@
 // The next hop, against the headers that the kernel itself puts on packets that it sends there.
 
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
-import { Way } from '../../src/control/nexthop.ts'
 import { NextHopView } from '../../src/memory/nexthop.ts'
+import { Way } from '../../src/node/way.ts'
 import { AF, addressOf, bind, close, interfaceIndex, must, POLL, poll, read, SOCK, socket } from '../../src/os/libc.ts'
 import { inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
 import { HOST4, HOST6, missing, POD4, POD6, Probe, runIn, title, wire } from './support.ts'

@@ -5,9 +5,9 @@ import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { existsSync, rmSync, writeFileSync } from 'node:fs'
 import { afterEach, describe, expect, it } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
-import { type RunningNode, startNode } from '../../src/control/node.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
 import { ALLOW_ALL } from '../../src/gateway/rules.ts'
+import { type RunningNode, startNode } from '../../src/node/node.ts'
 import { addressOf, bpf, close, interfaceIndex, must } from '../../src/os/libc.ts'
 import {
   createNamespace,

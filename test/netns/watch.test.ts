@@ -1,7 +1,7 @@
 // The watch over interfaces, against what iproute2 does to them.
 
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { LinkWatch } from '../../src/control/watch.ts'
+import { LinkWatch } from '../../src/node/watch.ts'
 import { createNamespace, deleteLink, deleteNamespace, ip, ipBatch, linkInfo, tc } from '../../src/os/netns.ts'
 import { missing, title } from './support.ts'
 

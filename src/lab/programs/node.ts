@@ -1,8 +1,8 @@
 // The laboratory's node: a process of its own, so that it can be killed. Argument: NodeProgramInput as JSON.
 
 import { configSchema } from '../../control/config.ts'
-import { startNode } from '../../control/node.ts'
 import { serveControl } from '../../control/socket.ts'
+import { startNode } from '../../node/node.ts'
 import type { NodeProgramInput } from '../faces.ts'
 
 const { control, config, uplink, pods, capture } = JSON.parse(process.argv[2]) as NodeProgramInput

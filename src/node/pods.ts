@@ -1,6 +1,7 @@
 // The pods of a node: which are attached, under which numbers; attaching and detaching while packets flow.
 
 import { closeSync } from 'node:fs'
+import type { Config } from '../control/config.ts'
 import { capabilityNames } from '../device/device.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import type { OutputFile } from '../device/pcap.ts'
@@ -8,7 +9,6 @@ import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
 import { MAX_ATTACHMENTS } from '../pipeline/attachments.ts'
 import { type Attachment, attach, createProtectedMap, macBytes } from './attachment.ts'
-import type { Config } from './config.ts'
 import type { Forwarders } from './forwarders.ts'
 
 /** A pod interface to protect. */

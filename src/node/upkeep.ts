@@ -1,17 +1,17 @@
 // A node's upkeep: a timer of the main thread that looks at uplink, pods, endpoint and losses, tells what is wrong, once, and
 // has it made good. Packets never wait for it.
 
+import type { Config } from '../control/config.ts'
+import type { Underlay } from '../control/underlay.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { type Alarm, Alarms } from './alarm.ts'
-import type { Config } from './config.ts'
 import type { Forwarders } from './forwarders.ts'
 import { Losses } from './losses.ts'
-import type { Way } from './nexthop.ts'
 import { PodUpkeep } from './pod-upkeep.ts'
 import type { PodOptions, Pods } from './pods.ts'
-import type { Underlay } from './underlay.ts'
 import { UplinkUpkeep } from './uplink-upkeep.ts'
 import { LinkWatch } from './watch.ts'
+import type { Way } from './way.ts'
 
 const TICK_MS = 200
 const LOSSES_MS = 1000

@@ -1,9 +1,9 @@
 // Losses: what is told of counters that grow.
 import { describe, expect, it } from 'vitest'
-import { Alarms, HOLD_MS } from '../../src/control/alarm.ts'
-import { Losses } from '../../src/control/losses.ts'
 import { DROP } from '../../src/drop.ts'
 import { StageCounters } from '../../src/memory/counters.ts'
+import { Alarms, HOLD_MS } from '../../src/node/alarm.ts'
+import { Losses } from '../../src/node/losses.ts'
 
 describe('losses', () => {
   const make = () => {

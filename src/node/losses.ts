@@ -1,8 +1,8 @@
 // Packets that are lost because something has no room: told when it begins and, with their number, when it is over.
 
+import type { WorkerCounters } from '../control/source.ts'
 import { DROP, dropName, dropText } from '../drop.ts'
 import type { Alarms } from './alarm.ts'
-import type { WorkerCounters } from './source.ts'
 
 /** Drops that tell of a shortage, unlike those that tell of the packet. */
 const SHORTAGES = [DROP.NO_FRAME, DROP.RING_FULL, DROP.DEVICE_FULL, DROP.DEVICE_ERROR, DROP.FLOW_TABLE_FULL]

@@ -1,15 +1,15 @@
 // What a node tells about itself on the control socket.
 
+import type { Config } from '../control/config.ts'
+import { flowRows } from '../control/flows.ts'
+import { type AttachmentRow, type FlowRow, type Source, selectFlows } from '../control/source.ts'
+import type { Underlay } from '../control/underlay.ts'
 import { capabilityNames } from '../device/device.ts'
 import { queueDrops } from '../os/netns.ts'
 import type { Attachment } from './attachment.ts'
-import type { Config } from './config.ts'
-import { flowRows } from './flows.ts'
 import type { Forwarders } from './forwarders.ts'
-import type { Way } from './nexthop.ts'
 import type { Pods } from './pods.ts'
-import { type AttachmentRow, type FlowRow, type Source, selectFlows } from './source.ts'
-import type { Underlay } from './underlay.ts'
+import type { Way } from './way.ts'
 
 /** The parts of a running node. */
 export interface NodeParts {

@@ -12,6 +12,8 @@
 
 import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
+import { back, gate } from '../control/programs.ts'
+import { steerFrames } from '../control/steering.ts'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
 import {
@@ -30,8 +32,6 @@ import { type AttachRung, attachClassifier, countHeld, detachClassifiers, releas
 import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
 import { deleteLink, linkInfo } from '../os/netns.ts'
 import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
-import { back, gate } from './programs.ts'
-import { steerFrames } from './steering.ts'
 
 /** Where the pins of attachments lie, one directory an attachment. */
 export const PIN_DIRECTORY = `${BPFFS}/detour`

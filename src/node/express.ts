@@ -1,12 +1,12 @@
 // The express way: AF_XDP sockets on the uplink for small packets to the endpoint, a queue a worker, beside the TAP that carries the
 // rest. Sending by them takes half as long; nothing is received by them, so that the uplink's own offloads stay.
 
+import type { Config } from '../control/config.ts'
+import type { OffloadRung } from '../control/underlay.ts'
+import { openXdpUplink } from '../control/xdp-uplink.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { DetourError } from '../errors.ts'
 import type { PoolHandle } from '../memory/pool.ts'
-import type { Config } from './config.ts'
-import type { OffloadRung } from './underlay.ts'
-import { openXdpUplink } from './xdp-uplink.ts'
 
 export interface ExpressOptions {
   config: Config

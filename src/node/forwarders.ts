@@ -1,5 +1,10 @@
 // The forwarding workers of a node, told together: each has frames, a flow table and counters of its own, and a queue of every device.
 
+import type { Config } from '../control/config.ts'
+import type { Peers } from '../control/peers.ts'
+import type { WorkerCounters } from '../control/source.ts'
+import { type RunningWorker, spawnWorker } from '../control/spawn.ts'
+import type { AttachmentInput, ForwardInput, ForwardRequest } from '../control/worker-input.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { createLiveFlowTable } from '../flow/live.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
@@ -9,12 +14,7 @@ import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
-import type { Config } from './config.ts'
-import type { Way } from './nexthop.ts'
-import type { Peers } from './peers.ts'
-import type { WorkerCounters } from './source.ts'
-import { type RunningWorker, spawnWorker } from './spawn.ts'
-import type { AttachmentInput, ForwardInput, ForwardRequest } from './worker-input.ts'
+import type { Way } from './way.ts'
 
 export interface ForwardersOptions {
   config: Config

@@ -1,12 +1,12 @@
 // Keeps the uplink attached: its carrier, its MTU, a new one of its name, programs that somebody took off. Told once, made good
 // where it can be. Main thread only.
 
+import type { Underlay } from '../control/underlay.ts'
 import { Rtnetlink } from '../os/rtnetlink.ts'
 import type { Alarms } from './alarm.ts'
 import type { Losses } from './losses.ts'
-import type { Way } from './nexthop.ts'
-import type { Underlay } from './underlay.ts'
 import type { LinkWatch } from './watch.ts'
+import type { Way } from './way.ts'
 
 /** Time between two looks at what no event tells of, ms. */
 const EXAMINE_MS = 1000

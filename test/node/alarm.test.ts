@@ -1,6 +1,6 @@
 // Alarms: what is logged when conditions come and go.
 import { describe, expect, it } from 'vitest'
-import { Alarms, HOLD_MS } from '../../src/control/alarm.ts'
+import { Alarms, HOLD_MS } from '../../src/node/alarm.ts'
 
 describe('alarms', () => {
   const make = () => {
