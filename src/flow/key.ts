@@ -42,7 +42,8 @@ const IS_FRAGMENT = ipv4.IS_FRAGMENT
 /**
  * Writes key, hash and `reversed` of a frame whose headers pipeline/parse has checked; its attachment number is part of
  * the key only `withAttachment`. With a table, a flow that it saw lately is found on the way, which saves the hash, and
- * written to the frame; -1 otherwise. Fragments are remembered by the frame's time. Returns 0 or a drop reason.
+ * written to the frame; -1 otherwise. Packets come in trains: what is known of the frame `before`, whose key was read
+ * last, is known of one with the same key. Fragments are remembered by the frame's time. Returns 0 or a drop reason.
  */
 export function readKey(
   pool: Pool,
@@ -51,15 +52,32 @@ export function readKey(
   seed: Seed,
   withAttachment: boolean,
   table?: FlowTable,
+  before = -1,
 ): DropReason {
   const bad = writeKey(pool, frame, fragments, seed, withAttachment ? pool.attachment[frame] : 0)
   if (bad !== 0) return bad
   const { key } = pool
   const at = frame * KEY_WORDS
+  if (before >= 0 && isSame(key, at, before * KEY_WORDS)) {
+    pool.hash[frame] = pool.hash[before]
+    pool.flow[frame] = pool.flow[before]
+    return 0
+  }
   let row = -1
   if (table !== undefined) pool.flow[frame] = row = table.recall(key, at)
   pool.hash[frame] = row < 0 ? hashKey(key, at, seed) : (table as FlowTable).hash(row)
   return 0
+}
+
+function isSame(keys: Int32Array, x: number, y: number): boolean {
+  if (keys[x + 1] !== keys[y + 1] || keys[x + 2] !== keys[y + 2] || keys[x + 6] !== keys[y + 6]) return false
+  if (keys[x] !== keys[y]) return false
+  return keys[x] >>> 24 === 4 || isSameRest(keys, x, y)
+}
+
+function isSameRest(keys: Int32Array, x: number, y: number): boolean {
+  if (keys[x + 3] !== keys[y + 3] || keys[x + 4] !== keys[y + 4] || keys[x + 5] !== keys[y + 5]) return false
+  return keys[x + 7] === keys[y + 7] && keys[x + 8] === keys[y + 8] && keys[x + 9] === keys[y + 9]
 }
 
 // Nearly all packets are TCP or UDP, and whole.

@@ -59,7 +59,7 @@ export class Classify {
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       bytes += pool.length[frame]
-      const reason = this.classify(frame)
+      const reason = this.classify(frame, kept === 0 ? -1 : frames[kept - 1])
       if (reason === 0) {
         if (local !== undefined && isLocal(pool, frame)) local.push(frame)
         else frames[kept++] = frame
@@ -77,12 +77,12 @@ export class Classify {
     batch.length = kept
   }
 
-  private readonly classify = (frame: number): DropReason => {
+  private readonly classify = (frame: number, before: number): DropReason => {
     const { pool } = this
     const start = pool.start[frame]
     const reason = parse(pool, frame, start, start + pool.length[frame])
     if (reason !== 0) return reason
-    return readKey(pool, frame, this.fragments, this.seed, this.withAttachment, this.table)
+    return readKey(pool, frame, this.fragments, this.seed, this.withAttachment, this.table, before)
   }
 }
 

@@ -70,7 +70,8 @@ export class Decide {
       const size = pool.length[frame]
       bytes += size
       table.now = pool.time[frame]
-      if (++this.seen % EXPIRE_EVERY === 0 && this.expires) table.expire(EXPIRE_BUDGET)
+      this.seen = (this.seen + 1) % EXPIRE_EVERY
+      if (this.seen === 0 && this.expires) table.expire(EXPIRE_BUDGET)
       const row = this.row(frame)
       let reason = 0
       let verdict: number = VERDICT.STEER

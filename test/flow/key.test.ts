@@ -62,6 +62,28 @@ describe('readKey', () => {
     expect(reader.read(bytes, 0, 1).key[0] & 0xffff).toBe(0)
   })
 
+  it('says of a packet behind any other what it says of it alone', () => {
+    const pool = new Pool(createPool({ frames: packets.length, frameSize: 4096, headroom: 256 }))
+    const fragments = new FragmentTable()
+    const read = (frame: number, before: number) => {
+      pool.hash[frame] = 0
+      expect(readKey(pool, frame, fragments, FIXED_SEED, true, undefined, before)).toBe(0)
+      return pool.hash[frame]
+    }
+    for (const packet of packets) {
+      const bytes = bytesOf(packet)
+      const frame = pool.alloc()
+      pool.bytes.set(bytes, pool.start[frame])
+      pool.length[frame] = bytes.length
+      pool.attachment[frame] = ATTACHMENT
+      expect(parse(pool, frame, pool.start[frame], pool.start[frame] + bytes.length)).toBe(0)
+    }
+    const alone = packets.map((_, frame) => read(frame, -1))
+    for (let frame = 0; frame < packets.length; frame++)
+      for (let before = 0; before < packets.length; before++)
+        if (before !== frame) expect(read(frame, before), packets[frame].name).toBe(alone[frame])
+  })
+
   it('hashes by the seed', () => {
     const other = new Reader()
     other.seed = randomSeed()
