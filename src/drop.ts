@@ -56,6 +56,7 @@ const REASONS = {
 
   // memory and devices
   NO_FRAME: 'no free frame in the pool',
+  NEXT_HOP: 'the Ethernet address of the next hop toward the endpoint is not known',
   NO_HEADROOM: 'no room in front of the packet for the outer header',
   OVERSIZED: 'larger than a frame of the pool or than the device carries',
   RING_FULL: 'the ring to the next thread is full',

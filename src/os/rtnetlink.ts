@@ -11,7 +11,9 @@ const AF_NETLINK = 16
 const NETLINK_ROUTE = 0
 const HEADER = 16
 const NLM_F_REQUEST = 1
+const NLM_F_ACK = 4
 const NLM_F_DUMP = 0x300
+const NLM_F_CREATE = 0x400
 const ERROR = 2
 const DONE = 3
 
@@ -43,6 +45,8 @@ const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4, STATS64: 23 } as const
 const IFA = { ADDRESS: 1, LOCAL: 2 } as const
 const RTA = { DST: 1, SRC: 2, OIF: 4, GATEWAY: 5, METRICS: 8, VIA: 18 } as const
 const RTAX_MTU = 2
+/** Flag of a neighbour message: treat the entry as if a packet went by it. */
+const NTF_USE = 1
 const NDA = { DST: 1, LLADDR: 2 } as const
 
 /** Where tx_dropped lies in struct rtnl_link_stats64. */
@@ -173,6 +177,16 @@ export class Rtnetlink {
       return mac?.length === 6 ? mac : undefined
     }
     return undefined
+  }
+
+  /**
+   * Has the kernel resolve or confirm a neighbour as if it sent it a packet (neigh_event_send): for whoever sends past the kernel. One
+   * that it cannot have is fine.
+   */
+  useNeighbour(address: Uint8Array, index: number): void {
+    const flags = NTF_USE << 16
+    const message = [...words(familyOf(address), index, flags), ...attribute(NDA.DST, address)]
+    for (const _ of this.ask(RTM.NEWNEIGH, NLM_F_ACK | NLM_F_CREATE, message, ANY));
   }
 
   /** What has happened since the last call, in order; undefined when the kernel had to leave some out: look at everything. Never blocks. */
