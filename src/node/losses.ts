@@ -47,18 +47,25 @@ export class Losses {
 
   /** Takes a counter of lost packets: of `place`, for a reason by its name and in words. */
   count(place: string, reason: string, words: string, total: number): void {
-    const name = `${place} ${reason}`
+    this.follow(`${place} ${reason}`, total, {
+      begun: () => `${place} loses packets: ${words}`,
+      over: lost => `${place} loses no more packets, ${lost} were lost (${reason})`,
+    })
+  }
+
+  /** Takes a counter that should stand still, and tells in these words when it began to grow and when it has ended, by so much. */
+  follow(name: string, total: number, words: { begun(by: number): string; over(by: number): string }): void {
     const loss = this.losses.get(name) ?? { begin: 0, last: 0, quiet: undefined }
     this.losses.set(name, loss)
     if (total > loss.last) {
       if (loss.quiet === undefined) {
         loss.begin = loss.last
-        this.alarms.raise(name, `${place} loses packets: ${words}`)
+        this.alarms.raise(name, words.begun(total - loss.last))
       }
       loss.quiet = 0
     } else if (loss.quiet !== undefined && ++loss.quiet >= QUIET_LOOKS) {
       loss.quiet = undefined
-      this.alarms.clear(name, `${place} loses no more packets, ${loss.last - loss.begin} were lost (${reason})`)
+      this.alarms.clear(name, words.over(loss.last - loss.begin))
     }
     loss.last = total
   }

@@ -150,7 +150,7 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
     await forwarders.stop().finally(takeAway)
   }
   return {
-    source: nodeSource(parts),
+    source: nodeSource(parts, upkeep),
     done: forwarders.done,
     status: () => forwarders.endpoint(),
     alarms: () => upkeep.list(),

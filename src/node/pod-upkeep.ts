@@ -2,6 +2,8 @@
 // once, and made good as soon as it can be. Main thread only.
 
 import ipaddr from 'ipaddr.js'
+import type { Config } from '../control/config.ts'
+import { monotonicMs } from '../os/clock.ts'
 import { type Link, rtnetlinkIn } from '../os/rtnetlink.ts'
 import type { Alarms } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
@@ -11,8 +13,11 @@ import type { LinkChange, LinkWatch } from './watch.ts'
 
 /** Time between two examinations where no event asks for one, ms. */
 const EXAMINE_MS = 5000
+/** Time between two looks at what the fail mode has stopped or let pass, ms. */
+const FAILED_MS = 1000
 
 export interface PodUpkeepOptions {
+  config: Config
   pods: Pods
   watch: LinkWatch
   alarms: Alarms
@@ -42,6 +47,10 @@ interface Found {
 export class PodUpkeep {
   private readonly options: PodUpkeepOptions
   private readonly kept = new Map<string, Kept>()
+  private failedDue = 0
+  private lastTick = monotonicMs()
+  /** The longest pause of this thread since the last look, ms: what stops it stops the workers, too. */
+  private pause = 0
 
   constructor(options: PodUpkeepOptions) {
     this.options = options
@@ -71,6 +80,7 @@ export class PodUpkeep {
     await kept.work
     this.options.alarms.forget(`attachment ${id}`)
     this.options.losses.forget(kept.place)
+    this.options.losses.forget(failing(id))
   }
 
   /** Examines the pods that something happened to, and the others now and then. `now` in ms. */
@@ -80,6 +90,12 @@ export class PodUpkeep {
       kept.due = now + EXAMINE_MS
       this.examine(kept)
     }
+    this.pause = Math.max(this.pause, now - this.lastTick)
+    this.lastTick = now
+    if (now < this.failedDue) return
+    for (const kept of this.kept.values()) if (kept.work === undefined) this.failed(kept)
+    this.failedDue = now + FAILED_MS
+    this.pause = 0
   }
 
   async close(): Promise<void> {
@@ -91,6 +107,7 @@ export class PodUpkeep {
     const { pod, changes } = kept
     const { id, namespace } = pod
     const filters = changes.has('filters')
+    const interrupted = changes.has('down')
     changes.clear()
     const attachment = pods.get(id)
     const name = attachment?.interface ?? pod.interface ?? 'eth0'
@@ -99,6 +116,10 @@ export class PodUpkeep {
     const fault = faultOf(attachment, found, filters)
     if (fault === '' && attachment !== undefined && found?.link !== undefined) {
       alarms.clear(alarm, `${alarm}: ${name} of ${namespace} is served again`)
+      const { running, up } = found.link
+      if (!running || interrupted)
+        alarms.raise(`${alarm} link`, `${alarm}: ${name} ${up ? 'has no carrier' : 'is down'}`)
+      if (running) alarms.clear(`${alarm} link`, `${alarm}: ${name} is up again`)
       if (found.addresses.join() !== attachment.addresses.join() || found.link.mtu !== attachment.mtu) {
         alarms.note(
           `${alarm} changed`,
@@ -117,17 +138,37 @@ export class PodUpkeep {
       })
   }
 
+  /** Tells of packets that the kernel stopped or let pass because a worker was silent. */
+  private failed({ pod: { id } }: Kept): void {
+    const { pods, losses, config } = this.options
+    const attachment = pods.get(id)
+    if (attachment === undefined) return
+    const { passed, dropped } = attachment.failCounters()
+    const seconds = (Math.max(this.pause, attachment.heartbeatAgeMs(), config.heartbeatLimitMs) / 1000).toFixed(1)
+    for (const [what, total] of [['passed', passed] as const, ['dropped', dropped] as const]) {
+      losses.follow(`${failing(id)} ${what}`, total, {
+        begun: by =>
+          `attachment ${id}: a worker did not answer for ${seconds} s: ${by} packets ${what} by the fail mode`,
+        over: by => `attachment ${id}: the workers answer again, ${by} packets ${what} by the fail mode`,
+      })
+    }
+  }
+
   /** Takes away what is left, and attaches again where there is an interface. */
   private async repair({ pod, place, changes }: Kept, there: boolean): Promise<void> {
     const { pods, losses } = this.options
     await pods.detach(pod.id)
     losses.forget(place)
+    losses.forget(failing(pod.id))
     if (!there || !this.kept.has(pod.id)) return
     await pods.attach(pod)
     // What that did to the namespace is looked at, too, which ends the alarm.
     changes.add('filters')
   }
 }
+
+/** What the fail mode's packets are counted as. */
+const failing = (id: string) => `attachment ${id} fail-mode`
 
 /** What is wrong with an attachment in words, '%' for its interface; '' when nothing is. */
 function faultOf(attachment: Attachment | undefined, found: Found | undefined, filters: boolean): string {

@@ -2,13 +2,16 @@
 
 import type { Config } from '../control/config.ts'
 import { flowRows } from '../control/flows.ts'
-import { type AttachmentRow, type FlowRow, type Source, selectFlows } from '../control/source.ts'
+import { type AlarmRow, type AttachmentRow, type FlowRow, type Source, selectFlows } from '../control/source.ts'
 import type { Underlay } from '../control/underlay.ts'
 import { capabilityNames } from '../device/device.ts'
+import { monotonicMs } from '../os/clock.ts'
 import { queueDrops } from '../os/netns.ts'
+import type { Alarm } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
 import type { Forwarders } from './forwarders.ts'
 import type { Pods } from './pods.ts'
+import type { Upkeep } from './upkeep.ts'
 import type { Way } from './way.ts'
 
 /** The parts of a running node. */
@@ -21,7 +24,8 @@ export interface NodeParts {
   pods: Pods
 }
 
-export function nodeSource({ config, namespace, underlay, way, forwarders, pods }: NodeParts): Source {
+export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
+  const { config, namespace, underlay, way, forwarders, pods } = parts
   const { profile, local = '', remote = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
   function* flows(): Generator<FlowRow> {
@@ -46,7 +50,14 @@ export function nodeSource({ config, namespace, underlay, way, forwarders, pods 
         missed: underlay.tapName === '' ? undefined : queueDrops(underlay.tapName, namespace),
       },
     ],
+    alarms: () => alarmRows(upkeep.list()),
   }
+}
+
+function alarmRows(alarms: Alarm[]): AlarmRow[] {
+  const now = monotonicMs()
+  const rows = alarms.map(({ since, ...alarm }) => ({ ...alarm, sinceMs: Math.max(0, now - since) }))
+  return rows.sort((a, b) => Number(b.raised) - Number(a.raised) || a.sinceMs - b.sinceMs)
 }
 
 function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {

@@ -8,6 +8,8 @@ import { configSchema } from '../../src/control/config.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
 import { ALLOW_ALL } from '../../src/gateway/rules.ts'
 import { type RunningNode, startNode } from '../../src/node/node.ts'
+import { getPinned } from '../../src/os/bpf.ts'
+import { type FailMode, Heartbeat } from '../../src/os/heartbeat.ts'
 import { addressOf, bpf, close, interfaceIndex, must } from '../../src/os/libc.ts'
 import {
   createNamespace,
@@ -123,6 +125,12 @@ for i in range(100):
     s.send(bytes([8, 0, 0, 0, 0, 0, 0, i]) + b'detour'); s.recv(100); break
   except OSError: pass
 else: sys.exit('nobody answered')
+`
+
+/** A datagram that nobody waits for. */
+const SEND = `
+import socket, sys
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'detour', (sys.argv[1], 9))
 `
 
 /** Steered traffic works: what a pod sends goes out by the tunnel and is answered. */
@@ -252,6 +260,49 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     await logged(`attachment ${POD}: eth0 of ${POD} is served again`)
     await checkSteered(POD)
   })
+
+  it("a pod's link that goes down at the host is told, and that it is up again", async () => {
+    build()
+    await start()
+    ip(['link', 'set', POD, 'down'], NODE)
+    await logged(`attachment ${POD}: eth0 has no carrier`)
+    const [worst] = (await node?.source.alarms?.()) ?? []
+    expect(worst).toMatchObject({ name: `attachment ${POD} link`, raised: true, times: 1 })
+    ip(['link', 'set', POD, 'up'], NODE)
+    await logged(`attachment ${POD}: eth0 is up again after`)
+    expect(log).toHaveLength(2)
+    await checkSteered(POD)
+  })
+
+  for (const failMode of ['open', 'closed']) {
+    it(`packets that the fail mode takes from a worker that hangs are told (fail-${failMode})`, async () => {
+      build()
+      await start({ failMode })
+      await checkSteered(POD)
+      const what = failMode === 'open' ? 'passed' : 'dropped'
+      const fd = getPinned(`/sys/fs/bpf/detour/${POD}/heartbeat`)
+      const heartbeat = new Heartbeat(fd)
+      try {
+        // The worker's ticks, 50 ms apart, are too rare for that.
+        heartbeat.enable(failMode as FailMode, 2)
+        await until('packets are stopped', async () => {
+          await runIn(POD, 'python3', '-c', SEND, FAR)
+          const { passed, dropped } = heartbeat.read()
+          return passed + dropped > 0
+        })
+        await logged(`attachment ${POD}: a worker did not answer for 0.2 s`)
+        heartbeat.enable(failMode as FailMode, 200)
+        await logged(`attachment ${POD}: the workers answer again`)
+        await checkSteered(POD)
+        expect(heartbeat.read()[failMode === 'open' ? 'dropped' : 'passed']).toBe(0)
+      } finally {
+        heartbeat.close()
+        close(fd)
+      }
+      expect(lines(`packets ${what} by the fail mode`)).toHaveLength(2)
+      expect(log).toHaveLength(2)
+    })
+  }
 
   for (const attach of ['tcx', 'clsact']) {
     it(`what is taken from a pod is put back (${attach})`, async () => {
