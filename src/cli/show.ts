@@ -24,7 +24,7 @@ interface ShowOptions {
 /** The subcommand `show`. */
 export function showCommand(): Command {
   return new Command('show')
-    .description('Shows counters, drops, flows, attachments or the underlay of a running detour.')
+    .description('Shows counters, drops, flows, attachments, the underlay or alarms of a running detour.')
     .addArgument(new Argument('<topic>', TOPICS.join(', ')).argParser(parseTopic))
     .option('-w, --watch [SECONDS]', 'again every second, or as often as said, with rates', parseSeconds)
     .option('--json', 'data instead of a table; with --watch one object a line')

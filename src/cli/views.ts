@@ -4,7 +4,7 @@ import type { DropRow, ReplyBodies, StageRow } from '../control/protocol.ts'
 import { bitRate, bytes, type Column, count, duration, type Paint, packetRate, table } from './table.ts'
 
 /** The topics that people can ask for. */
-export const TOPICS = ['stats', 'drops', 'flows', 'attachments', 'underlay'] as const
+export const TOPICS = ['stats', 'drops', 'flows', 'attachments', 'underlay', 'alarms'] as const
 export type ShowTopic = (typeof TOPICS)[number]
 
 /** How a view is to be drawn. */
@@ -126,6 +126,13 @@ export const VIEWS: Views = {
       ...[row.device, row.profile, row.local, row.remote, String(row.port), String(row.vni), String(row.mtu)],
       ...[row.rung, missed(row), row.capabilities.join(' ') || '-'],
     ])
+    return table(columns, cells, paint)
+  },
+
+  alarms({ rows }, { paint }) {
+    if (rows.length === 0) return ['nothing has been wrong']
+    const columns = [left('STATE'), right('SINCE'), right('TIMES'), left('ALARM')]
+    const cells = rows.map(row => [row.raised ? 'RAISED' : 'over', duration(row.sinceMs), count(row.times), row.text])
     return table(columns, cells, paint)
   },
 }

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import protobuf from 'protobufjs'
 import { packageRoot } from './package.ts'
-import type { AttachmentRow, FlowPage, FlowQuery, UnderlayRow } from './source.ts'
+import type { AlarmRow, AttachmentRow, FlowPage, FlowQuery, UnderlayRow } from './source.ts'
 
 /** The protocol versions that this build speaks. */
 export const VERSIONS = { lowest: 1, highest: 1 } as const
@@ -57,6 +57,7 @@ export interface RequestBodies {
   flows: FlowQuery
   attachments: object
   underlay: object
+  alarms: object
 }
 
 /** Reply bodies by the name of what was asked. */
@@ -68,6 +69,7 @@ export interface ReplyBodies {
   flows: FlowPage
   attachments: Rows<AttachmentRow>
   underlay: Rows<UnderlayRow>
+  alarms: Rows<AlarmRow>
 }
 
 export type Topic = keyof RequestBodies

@@ -227,6 +227,8 @@ async function read(request: Request, source: Source): Promise<Partial<Reply>> {
       return { attachments: { rows: await source.attachments() } }
     case 'underlay':
       return { underlay: { rows: await source.underlay() } }
+    case 'alarms':
+      return { alarms: { rows: source.alarms?.() ?? [] } }
     default:
       return { failure: { code: 'unknown-request', message: 'this version does not know the request' } }
   }

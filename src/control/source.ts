@@ -2,6 +2,19 @@
 
 import type { StageCounters } from '../memory/counters.ts'
 
+/** Something that is or was wrong, or a change that somebody should know of. */
+export interface AlarmRow {
+  /** What it is about: `uplink eth0`. */
+  name: string
+  /** What was said of it last. */
+  text: string
+  raised: boolean
+  /** How often it began. */
+  times: number
+  /** For how long it has been as it is. */
+  sinceMs: number
+}
+
 /** The long-running faces; the name of one is also the name of its socket. */
 export const FACES = ['lab', 'gateway', 'node', 'replay'] as const
 export type Face = (typeof FACES)[number]
@@ -122,6 +135,8 @@ export interface Source {
   flows(query: FlowQuery): FlowPage | Promise<FlowPage>
   attachments(): AttachmentRow[] | Promise<AttachmentRow[]>
   underlay(): UnderlayRow[] | Promise<UnderlayRow[]>
+  /** Those that hold first; of faces that keep watch. */
+  alarms?(): AlarmRow[]
 }
 
 /** More rows than this are never sent. */

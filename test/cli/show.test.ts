@@ -84,6 +84,14 @@ describe('once', () => {
     ])
   })
 
+  test('alarms: whether they hold, since when and how often', async () => {
+    const lines = await show('alarms')
+    expect(words(lines[1])).toEqual(['RAISED', '1.5 s', '3', 'uplink eth0 is down'])
+    expect(words(lines[2]).slice(2)).toEqual(['1', 'endpoint 192.0.2.2 answers again'])
+    const { alarms } = JSON.parse((await detour(['show', 'alarms', '--json', '--socket', path])).stdout)
+    expect(alarms[0]).toMatchObject({ name: 'uplink eth0', raised: true, times: 3 })
+  })
+
   test('--json: everything, zero rows too', async () => {
     const { status, stdout } = await detour(['show', 'stats', '--json', '--socket', path])
     expect(status).toBe(0)

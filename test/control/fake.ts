@@ -10,7 +10,7 @@ export interface Fake {
   counters: Counters
 }
 
-/** A lab with one worker of two stages, three flows, one attachment and one underlay. */
+/** A lab with one worker of two stages, three flows, one attachment, one underlay and two alarms. */
 export function fakeSource(): Fake {
   const counters = new Counters()
   const decide = counters.stage('decide')
@@ -58,6 +58,10 @@ export function fakeSource(): Fake {
         rung: 'tunnel-gso',
         capabilities: ['checksum', 'tso4'],
       },
+    ],
+    alarms: () => [
+      { name: 'uplink eth0', text: 'uplink eth0 is down', raised: true, times: 3, sinceMs: 1500 },
+      { name: 'endpoint', text: 'endpoint 192.0.2.2 answers again', raised: false, times: 1, sinceMs: 90_000 },
     ],
   }
   return { source, counters }

@@ -60,7 +60,7 @@ async function stillServes(): Promise<void> {
 }
 
 describe('answers', () => {
-  test('info, stats, drops, flows, attachments and underlay are what the source said', async () => {
+  test('info, stats, drops, flows, attachments, underlay and alarms are what the source said', async () => {
     const { source } = fakeSource()
     await serve({}, source)
     const client = await connectControl(path)
@@ -89,6 +89,14 @@ describe('answers', () => {
     expect(dropText(0)).toBe('not dropped')
     expect((await client.ask('attachments', {})).rows).toEqual(await source.attachments())
     expect((await client.ask('underlay', {})).rows).toEqual(await source.underlay())
+    expect((await client.ask('alarms', {})).rows).toEqual(source.alarms?.())
+    client.close()
+  })
+
+  test('a face that keeps no watch has no alarms', async () => {
+    await serve({}, { ...fakeSource().source, alarms: undefined })
+    const client = await connectControl(path)
+    expect((await client.ask('alarms', {})).rows).toEqual([])
     client.close()
   })
 
