@@ -71,6 +71,7 @@ export function writeReport(path: string, results: readonly Result[]): void {
 }
 
 function meta(results: readonly Result[]): string {
+  if (results.length === 0) return '<span>nothing was measured</span>'
   const dates = results.map(result => result.date).toSorted()
   const minute = (date: string) => `${date.slice(0, 16).replace('T', ' ')} UTC`
   const loads = results.map(result => result.load)

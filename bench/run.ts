@@ -109,7 +109,7 @@ async function main(names: string[], options: Options): Promise<void> {
     if (comparison.fallen.length > 0) process.exitCode = 1
     if (comparison.judged === 0) process.exitCode = 2
   }
-  const page = options.html ?? (newPath === undefined ? PAGE : undefined)
+  const page = options.html ?? (newPath === undefined && results.length > 0 ? PAGE : undefined)
   if (page !== undefined) {
     writeReport(page, asked(results))
     console.log(`\nReport: ${page}`)

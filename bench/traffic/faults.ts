@@ -9,8 +9,8 @@ export interface Fault {
   name: string
   begin(mixed: Mixed): void | Promise<void>
   end(mixed: Mixed): void | Promise<void>
-  /** What must have grown, of the node's counters; nothing where no packet comes to Detour. */
-  counter?: string
+  /** What must have grown, of the node's counters. */
+  counter: string
   count(node: Counted): number
 }
 
@@ -30,11 +30,16 @@ const HOLD_MS = 2000
 const RECOVERY_LIMIT_MS = 15_000
 /** A condition is logged as ended when it has stayed away for a second. */
 const LOG_MS = 2000
+/** Packets that were lost count as the last ones when no more are for some seconds. */
+const ALARM_LIMIT_MS = 10_000
 /** An MTU that inner packets of 1,500 bytes do not fit, with their tunnel headers. */
 const SMALL_MTU = 1400
 
 const drops = (counted: Counted, ...reasons: string[]) =>
   counted.drops.filter(row => reasons.includes(row.reason)).reduce((sum, row) => sum + row.packets, 0)
+/** How often a pod's interface was alarmed: no packet of it comes to Detour then. */
+const podAlarms = ({ alarms }: Counted) =>
+  alarms.filter(({ name }) => name.startsWith('attachment ')).reduce((sum, { times }) => sum + times, 0)
 /** What a node does to packets that it cannot send, while the endpoint does not answer. */
 const undeliverable = (node: Counted) => drops(node, 'endpoint-down', 'device-error', 'device-full')
 
@@ -90,13 +95,15 @@ export const FAULTS: readonly Fault[] = [
     name: "pod's link down and up",
     begin: ({ scene }) => ipBatch(['link set veth-server down'], scene.node),
     end: ({ scene }) => ipBatch([up('veth-server')], scene.node),
-    count: () => 0,
+    counter: "the node's alarms of a pod",
+    count: podAlarms,
   },
   {
     name: "pod's interface removed and made again",
     begin: ({ scene }) => ipBatch(['link delete veth-server'], scene.node),
     end: ({ scene }) => addPod(scene, scene.server, SERVER, 'veth-server', 'cni0'),
-    count: () => 0,
+    counter: "the node's alarms of a pod",
+    count: podAlarms,
   },
 ]
 
@@ -118,13 +125,25 @@ export async function stageFault(mixed: Mixed, fault: Fault): Promise<Verdict> {
   const stuck = await mixed.healthy(RECOVERY_LIMIT_MS)
   const recoveredMs = stuck === undefined ? performance.now() - from : undefined
   if (stuck !== undefined) problems.push(`not recovered after ${RECOVERY_LIMIT_MS / 1000} s: nothing in ${stuck}`)
+  for (const alarm of await lasting(mixed)) problems.push(`still alarmed: ${alarm}`)
   await sleep(LOG_MS)
   const said = lines.slice(known)
   if (said.length === 0) problems.push('not logged')
   for (const line of repeated(said)) problems.push(`logged more than once: ${line}`)
   const grown = (await reading()) - before
-  if (fault.counter !== undefined && grown <= 0) problems.push(`not counted: ${fault.counter}`)
+  if (grown <= 0) problems.push(`not counted: ${fault.counter}`)
   return { fault: fault.name, counted: grown, lines: said, recoveredMs, problems }
+}
+
+/** Alarms of what was broken that have not ended after the limit; queues that are full of traffic are no matter. */
+async function lasting({ node }: Mixed): Promise<string[]> {
+  const deadline = performance.now() + ALARM_LIMIT_MS
+  for (;;) {
+    const { alarms } = await counted(node)
+    const raised = alarms.filter(({ name, raised }) => raised && /^(attachment|endpoint|uplink) /.test(name))
+    if (raised.length === 0 || performance.now() > deadline) return raised.map(({ text }) => text)
+    await sleep(LOG_MS / 10)
+  }
 }
 
 /** What was said more than once: the same line twice, or, numbers aside, more than a beginning and an end. */

@@ -5,6 +5,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connectControl } from '../../src/control/client.ts'
 import type { DropRow, StageRow } from '../../src/control/protocol.ts'
+import type { AlarmRow } from '../../src/control/source.ts'
 import { type Running, start } from '../../src/lab/process.ts'
 import { deleteLink, inNamespace, ipBatch } from '../../src/os/netns.ts'
 import { program } from './load.ts'
@@ -29,6 +30,7 @@ export interface Counted {
   /** Packets that the kernel had no room for in a queue to a worker, or that the fail mode stopped. */
   missed: number
   failed: number
+  alarms: AlarmRow[]
 }
 
 export class Mixed {
@@ -135,9 +137,10 @@ export async function counted({ control }: FaceProcess): Promise<Counted> {
     const { rows: drops } = await client.ask('drops', {})
     const { rows: attachments } = await client.ask('attachments', {})
     const { rows: underlay } = await client.ask('underlay', {})
+    const { rows: alarms } = await client.ask('alarms', {})
     const missed = [...attachments, ...underlay].reduce((sum, row) => sum + (row.missed ?? 0), 0)
     const failed = attachments.reduce((sum, row) => sum + row.failDropped + row.failPassed, 0)
-    return { stages, drops, missed, failed }
+    return { stages, drops, missed, failed, alarms }
   } finally {
     client.close()
   }

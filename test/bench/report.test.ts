@@ -29,6 +29,12 @@ describe('the page', () => {
     expect(parse(page)).toMatchObject({ section: 2, table: 2, rect: 4, circle: 12 })
   })
 
+  it('says so where nothing was measured', () => {
+    const empty = renderReport([])
+    expect(parse(empty)).not.toHaveProperty('section')
+    expect(empty).toContain('nothing was measured')
+  })
+
   it('has medians, ratios and their spread, and what measured them', () => {
     for (const text of [
       '40.0 ns',

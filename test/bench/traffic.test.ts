@@ -110,7 +110,7 @@ describe("a soak's promises", () => {
       ({ udpSent, udpReceived, echoSent: 0, echoReceived: 0 }) as PeerOutput
     const seen: Seen = [peer(100, 90), peer(100, 95)]
     const drop = { worker: 'forward', stage: 'decide', reason: 'endpoint-down', text: '', packets: 10 }
-    const counted: Counted = { stages: [], drops: [drop], missed: 3, failed: 0 }
+    const counted: Counted = { stages: [], drops: [drop], missed: 3, failed: 0, alarms: [] }
     expect(unexplained(seen, [counted], 2)).toEqual([])
     expect(unexplained(seen, [counted], 1)).toEqual(['15 datagrams and echoes lost; counters explain 14'])
   })
