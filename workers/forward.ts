@@ -3,7 +3,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { serve } from '../src/control/spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest } from '../src/control/worker-input.ts'
-import { Devices } from '../src/device/open.ts'
+import { type DeviceSpec, Devices } from '../src/device/open.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { NextHopView } from '../src/memory/nexthop.ts'
 import { Pool } from '../src/memory/pool.ts'
@@ -26,10 +26,11 @@ const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const peers = input.peers.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
 const handover = new Handover(pool, input.worker, input.steering, peers)
-const express = input.express && devices.open(input.express)
+let express = input.express && devices.open(input.express)
 const forwarder = new Forwarder(pool, counters, underlay, input.forwarder, {
   handover: input.workers > 1 ? handover : undefined,
   express,
+  direct: input.underlay.device.kind === 'xdp',
 })
 const nextHop = new NextHopView(input.nextHop)
 forwarder.follow(nextHop)
@@ -56,7 +57,8 @@ for (const leg of forwarder.strayLegs) loop.add(leg)
 function answer(request: unknown): unknown {
   const asked = request as ForwardRequest
   if ('attach' in asked) attach(asked.attach)
-  else detach(asked.detach)
+  else if ('detach' in asked) detach(asked.detach)
+  else useExpress(asked.express)
   return counters.share()
 }
 
@@ -78,6 +80,15 @@ function detach(attachment: number): void {
   devices.release(device)
   heartbeats.get(attachment)?.close()
   heartbeats.delete(attachment)
+}
+
+/** Takes another express device, or none, in place of the one that there is. */
+function useExpress(spec: DeviceSpec | undefined): void {
+  forwarder.useExpress(undefined)
+  if (express !== undefined) devices.release(express)
+  express = undefined
+  express = spec && devices.open(spec)
+  forwarder.useExpress(express)
 }
 
 parentPort?.postMessage(counters.share())

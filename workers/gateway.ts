@@ -16,7 +16,8 @@ const TICK_MS = 20
 const input = workerData as GatewayInput
 inlineStages()
 nameThread(`gateway-${input.engine.share?.worker ?? 0}`)
-const pool = new Pool(input.pool, input.frames?.first, input.frames?.count)
+const { first, count, firstSmall, smallCount } = input.frames ?? {}
+const pool = new Pool(input.pool, first, count, firstSmall, smallCount)
 const counters = new Counters()
 const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)

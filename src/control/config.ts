@@ -16,8 +16,8 @@ const PROFILES = Object.keys(PROFILE_PORT) as [ProfileName, ...ProfileName[]]
 export const ATTACH_RUNGS = ['auto', 'tcx', 'clsact'] as const
 export type AttachRung = (typeof ATTACH_RUNGS)[number]
 
-/** How super-packets leave on the underlay: the first rung that works, or the one that is named. */
-export const OFFLOAD_RUNGS = ['auto', 'tunnel-gso', 'uso', 'udp-socket', 'plain'] as const
+/** How super-packets leave on the underlay: the first rung that works, or the one that is named. `auto` never takes `af-xdp`. */
+export const OFFLOAD_RUNGS = ['auto', 'tunnel-gso', 'uso', 'udp-socket', 'plain', 'af-xdp'] as const
 export type OffloadRung = (typeof OFFLOAD_RUNGS)[number]
 
 /** What small packets to the endpoint leave by. */

@@ -19,6 +19,7 @@ export interface PeerInput {
 export interface Peers {
   pool: PoolHandle
   inputs: PeerInput[]
+  /** Once more does nothing. */
   close(): void
 }
 
@@ -49,7 +50,7 @@ export function createPeers(workers: number, large: number, small = 0): Peers {
     pool,
     inputs,
     close() {
-      for (const loopback of loopbacks) loopback.close()
+      for (const loopback of loopbacks.splice(0)) loopback.close()
     },
   }
 }

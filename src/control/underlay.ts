@@ -9,22 +9,28 @@
 //   uso          outer UDP super-packets (kernel 6.2)
 //   plain        one packet a frame
 //   udp-socket   no TAP: device/udp carries the tunnel over a socket
+//   af-xdp       no TAP: AF_XDP sockets on the uplink itself, past the kernel (xdp-underlay); only when asked for
 
 import { closeSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
+import { capabilityNames } from '../device/device.ts'
+import type { DeviceSpec } from '../device/open.ts'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
+import type { PoolHandle } from '../memory/pool.ts'
 import { BPFFS, loadFilter } from '../os/bpf.ts'
 import type { AttachRung } from '../os/classifier.ts'
 import { checksumsAnywhere } from '../os/ethtool.ts'
 import { AF, bind, close, must, SOCK, setsockopt, socket } from '../os/libc.ts'
-import { deleteLink, inNamespace, type LinkInfo, linkInfo, namespaceId } from '../os/netns.ts'
+import { deleteLink, inNamespace, type LinkInfo, linkInfo, namespaceId, queueDrops } from '../os/netns.ts'
 import { OFFLOADS, openTap, type Tap, type TapOptions } from '../os/tun.ts'
+import type { XdpHandle } from '../os/xdp.ts'
 import { steerTunnels } from './steering.ts'
 import { UplinkPrograms } from './uplink.ts'
+import { openXdpUnderlay } from './xdp-underlay.ts'
 
 /** How super-packets cross the underlay, best first. */
-export const OFFLOAD_RUNGS = ['tunnel-gso', 'uso', 'plain', 'udp-socket'] as const
+export const OFFLOAD_RUNGS = ['tunnel-gso', 'uso', 'plain', 'udp-socket', 'af-xdp'] as const
 export type OffloadRung = (typeof OFFLOAD_RUNGS)[number]
 
 // What the TAP is asked for on each rung.
@@ -59,31 +65,41 @@ export interface UnderlayOptions {
   attach?: AttachRung | 'auto'
   /** What the tunnel is, and how its packets are shared out among workers, a queue of the TAP each; one worker by default. */
   steering?: Steering & { kind: 'geneve' | 'vxlan' }
+  /** A pool of memory/live.ts with small frames, which 'af-xdp' wants. */
+  pool?: PoolHandle
 }
 
 /** An open underlay; numbers and strings pass to a worker, `close` stays here. */
 export interface Underlay {
   /** On 'udp-socket' there is no TAP: open device/udp on the address and port instead. */
   readonly offloadRung: OffloadRung
-  /** Undefined on 'udp-socket'. */
+  /** What people see: `tap:dt-4-4789`, `udp:4789`, `xdp:eth1`. */
+  readonly device: string
+  /** What it does for packets, for people. */
+  readonly features: string[]
+  /** Undefined without a TAP. */
   readonly attachRung: AttachRung | undefined
-  /** Empty on 'udp-socket'. */
+  /** Empty without one. */
   readonly tapName: string
-  /** One a worker; each belongs to whoever builds the TapDevice, which closes it. None on 'udp-socket'. */
+  /** One a worker; each belongs to whoever builds the TapDevice, which closes it. None without a TAP. */
   readonly fds: readonly number[]
   readonly headerSize: number
+  /** On 'af-xdp', one a worker; each belongs to whoever builds the XdpDevice, which closes it. */
+  readonly sockets: readonly XdpHandle[]
   /** CAPABILITY bits of TAP and uplink together. */
   readonly capabilities: number
-  /** Largest outer IP packet. */
+  /** Largest outer IP packet; on 'af-xdp' also when the uplink's MTU grows. */
   readonly uplinkMtu: number
   /** The uplink's MAC address. */
   readonly localMac: string
-  /** Index of the interface that the programs are on: the uplink's, unless that was made anew since. 0 on 'udp-socket'. */
+  /** Index of the interface that programs or sockets are on: the uplink's, unless that was made anew since. 0 on 'udp-socket'. */
   uplinkIndex(): number
-  /** Whether the programs are where they were put; always on 'udp-socket'. A process each with clsact. */
+  /** Whether the programs are where they were put; always without a TAP. A process each with clsact. */
   isAttached(): boolean
   /** Puts the programs on the uplink of now, in place of those that are left; what workers have stays as it is. Throws DetourError. */
   reattach(): void
+  /** Packets that the workers' queues had no room for; undefined where nobody counts them. */
+  missed(): number | undefined
   /** Takes the underlay away and leaves the uplink as it was found. */
   close(): void
 }
@@ -93,15 +109,19 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
   const { namespace, interface: uplink, port, rung = 'auto', attach = 'auto' } = options
   const link = linkInfo(uplink, namespace)
   const address = localBytes(options, link)
-  if (rung === 'udp-socket') return withoutTap(link)
+  if (rung === 'udp-socket') return withoutTap(link, port)
   if (link.type !== 'ether') {
-    if (rung === 'auto') return withoutTap(link)
+    if (rung === 'auto') return withoutTap(link, port)
     throw new DetourError(
       'unsupported',
       `uplink ${uplink} is of type ${link.type}: only rung udp-socket does without Ethernet`,
     )
   }
 
+  if (rung === 'af-xdp') {
+    const guard = () => inNamespace(namespace, () => guardPort(address, port, options.localAddress))
+    return openXdpUnderlay(options, link, address, guard)
+  }
   const version = address.length === 4 ? 4 : 6
   const place = `${uplink.replaceAll('.', ':')}_${port}_${namespaceId(namespace)}`
   const directory = `${BPFFS}/detour/underlay${version}_${place}`
@@ -131,13 +151,17 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
     // NB: an uplink that knows only TCP and UDP over IP would put an inner checksum in the wrong place.
     const checksumsOf = () => (checksumsAnywhere(uplink, namespace) ? OFFLOADS.CHECKSUM : 0)
     const checksums = checksumsOf()
+    const capabilities = (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums
     return {
       offloadRung,
+      device: `tap:${tapName}`,
+      features: capabilityNames(capabilities),
       attachRung,
       tapName,
       fds: tap.fds,
       headerSize: tap.headerSize,
-      capabilities: (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums,
+      sockets: [],
+      capabilities,
       uplinkMtu: link.mtu,
       localMac: link.mac,
       uplinkIndex: () => programs.index,
@@ -147,14 +171,22 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
           throw new DetourError('unsupported', `uplink ${uplink} does less than the last of its name: restart the node`)
         programs.attach()
       },
+      missed: () => queueDrops(tapName, namespace),
       close: undo,
     }
   } catch (error) {
     undo()
     for (const fd of tap?.fds ?? []) closeSync(fd)
-    if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported') return withoutTap(link)
+    if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported') return withoutTap(link, port)
     throw error
   }
+}
+
+/** An underlay that is not of sockets of UDP, as each worker opens it. */
+export function underlayDevices(underlay: Underlay): DeviceSpec['device'][] {
+  const { tapName: name, fds, headerSize, capabilities, sockets } = underlay
+  if (underlay.offloadRung === 'af-xdp') return sockets.map(socket => ({ kind: 'xdp', ...socket }))
+  return fds.map(fd => ({ kind: 'tap', name, fd, headerSize, capabilities }))
 }
 
 // `tunnel` is where the tunnel's header begins in a frame.
@@ -168,19 +200,23 @@ function openUnderlayTap(options: TapOptions, tunnel: number, steering: Underlay
   }
 }
 
-function withoutTap(link: LinkInfo): Underlay {
+function withoutTap(link: LinkInfo, port: number): Underlay {
   return {
     offloadRung: 'udp-socket',
+    device: `udp:${port}`,
+    features: [],
     attachRung: undefined,
     tapName: '',
     fds: [],
     headerSize: 0,
+    sockets: [],
     capabilities: 0,
     uplinkMtu: link.mtu,
     localMac: link.mac,
     uplinkIndex: () => 0,
     isAttached: () => true,
     reattach() {},
+    missed: () => undefined,
     close() {},
   }
 }

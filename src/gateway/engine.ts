@@ -2,6 +2,7 @@
 //
 //   underlay ─► split ─► decap (checks, outer headers stay) ─► inspect ─► turn ─► complete ─► underlay
 
+import type { PeerInput } from '../control/peers.ts'
 import type { WorkerInput } from '../control/spawn.ts'
 import type { Device } from '../device/device.ts'
 import { LoopbackDevice, type LoopbackHandle } from '../device/loopback.ts'
@@ -46,7 +47,7 @@ export interface EngineOptions {
 export interface GatewayInput extends WorkerInput {
   pool: PoolHandle
   /** Frames of the pool that the worker may hand out; all when not given. */
-  frames?: { first: number; count: number }
+  frames?: Pick<PeerInput['frames'], 'first' | 'count'> & Partial<PeerInput['frames']>
   underlay: DeviceSpec
   /** Other workers, by number; none when not given. */
   peers?: (LoopbackHandle | undefined)[]

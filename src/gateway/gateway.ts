@@ -4,13 +4,12 @@ import { networkInterfaces } from 'node:os'
 import { createCaptures } from '../control/captures.ts'
 import { type WorkerCount, workerCount } from '../control/config.ts'
 import { flowRows } from '../control/flows.ts'
-import { createPeers } from '../control/peers.ts'
+import { createPeers, type Peers } from '../control/peers.ts'
 import { openTunnelSockets } from '../control/sockets.ts'
 import { type FlowRow, type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
 import { spawnWorker } from '../control/spawn.ts'
 import { addressBytes } from '../control/tunnel.ts'
-import { type OffloadRung, openUnderlay } from '../control/underlay.ts'
-import { capabilityNames } from '../device/device.ts'
+import { type OffloadRung, openUnderlay, underlayDevices } from '../control/underlay.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { createLiveFlowTable } from '../flow/live.ts'
@@ -18,7 +17,7 @@ import type { Steering } from '../flow/steering.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import type { AttachRung } from '../os/classifier.ts'
-import { inNamespace, queueDrops } from '../os/netns.ts'
+import { inNamespace } from '../os/netns.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { GatewayInput, GatewayResult } from './engine.ts'
 import { profileNamed } from './profile.ts'
@@ -26,6 +25,8 @@ import type { Rules } from './rules.ts'
 
 /** Frames of the pool: a batch, two answers to each, segments of a super-packet, and room to spare. */
 const FRAMES = 1024
+/** Small frames of a worker where its underlay is AF_XDP: what waits in its rings. */
+const SMALL_FRAMES = 2048
 /** As many as a node holds, so that it is not the gateway that turns flows away. */
 const FLOWS = 1_048_576
 const WORKER = 'gateway'
@@ -90,8 +91,8 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   const captures = createCaptures(options.capture?.path, workers, options.capture?.limitBytes)
   const seed = randomSeed()
   const steering = { workers, seed }
-  const opened = openDevices(options, port, profile.kind, steering)
-  const shared = createPeers(workers, FRAMES)
+  const shared = createPeers(workers, FRAMES, options.rung === 'af-xdp' ? SMALL_FRAMES : 0)
+  const opened = openDevices(options, port, { ...steering, kind: profile.kind }, shared)
   const log = new SharedArrayBuffer(4)
   const own = ownAddresses(local, options.namespace ?? '')
   const running = opened.devices.map((device, worker) => {
@@ -140,7 +141,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
       vni: 0,
       mtu: opened.mtu,
       rung: opened.rung,
-      capabilities: capabilityNames(opened.capabilities),
+      capabilities: opened.features,
     }
     function* flows(): Generator<FlowRow> {
       for (const { name, view } of running) yield* flowRows(view, name, () => '')
@@ -172,41 +173,41 @@ interface Opened {
   name: string
   mtu: number
   rung: OffloadRung
-  capabilities: number
+  features: string[]
   /** Packets that the queue to the worker had no room for. */
   missed(): number | undefined
   close(): void
 }
 
-function openDevices(options: GatewayOptions, port: number, kind: TunnelConfig['kind'], steering: Steering): Opened {
+function openDevices(
+  options: GatewayOptions,
+  port: number,
+  steering: Steering & Pick<TunnelConfig, 'kind'>,
+  { pool, close }: Peers,
+): Opened {
   const { address, namespace = '', interface: uplink, rung, attach } = options
-  if (uplink !== undefined) {
-    const where = { namespace, interface: uplink, localAddress: address, port }
-    const underlay = openUnderlay({ ...where, rung, attach, steering: { ...steering, kind } })
-    const { tapName: name, fds, headerSize, capabilities, offloadRung, uplinkMtu: mtu } = underlay
-    if (offloadRung !== 'udp-socket') {
-      return {
-        devices: fds.map(fd => ({ kind: 'tap', name, fd, headerSize, capabilities })),
-        name: `tap:${name}`,
-        mtu,
-        rung: offloadRung,
-        capabilities,
-        missed: () => queueDrops(name, namespace),
-        close: () => underlay.close(),
-      }
+  try {
+    if (uplink !== undefined) {
+      const where = { namespace, interface: uplink, localAddress: address, port }
+      const underlay = openUnderlay({ ...where, rung, attach, steering, pool })
+      const { offloadRung, uplinkMtu: mtu, device: name, features } = underlay
+      const seen = { name, mtu, rung: offloadRung, features, missed: underlay.missed, close: underlay.close }
+      if (offloadRung !== 'udp-socket') return { devices: underlayDevices(underlay), ...seen }
     }
-  }
-  return {
-    devices: openTunnelSockets({ namespace, address, port, kind, steering }).map(handle => ({
-      kind: 'udp',
-      ...handle,
-    })),
-    name: `udp:${port}`,
-    mtu: 0,
-    rung: 'udp-socket',
-    capabilities: 0,
-    missed: () => undefined,
-    close() {},
+    const { kind } = steering
+    const sockets = openTunnelSockets({ namespace, address, port, kind, steering })
+    return {
+      devices: sockets.map(handle => ({ kind: 'udp', ...handle })),
+      name: `udp:${port}`,
+      mtu: 0,
+      rung: 'udp-socket',
+      features: [],
+      missed: () => undefined,
+      close() {},
+    }
+  } catch (error) {
+    close()
+    throw error
   }
 }
 

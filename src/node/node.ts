@@ -6,7 +6,7 @@ import { createPeers } from '../control/peers.ts'
 import { openTunnelSockets } from '../control/sockets.ts'
 import type { Source } from '../control/source.ts'
 import { tunnelConfig } from '../control/tunnel.ts'
-import { openUnderlay, type Underlay } from '../control/underlay.ts'
+import { openUnderlay, type Underlay, underlayDevices } from '../control/underlay.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { closeCapture } from '../device/pcap.ts'
 import { randomSeed } from '../flow/hash.ts'
@@ -29,6 +29,9 @@ const IPV6_MINIMUM_MTU = 1280
 const FRAMES = 1024
 /** Small frames of a worker: what waits in a transmit ring, and segments. */
 const SMALL_FRAMES = 2048
+
+/** How long a start waits for the next hop, where the kernel sends nothing that would find it. */
+const NEXT_HOP_MS = 1000
 
 /** The probe that tells whether the endpoint answers. */
 export const DEFAULT_PROBE: ProbeOptions = { intervalMs: 100, limitMs: 350 }
@@ -77,6 +80,8 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
   let pods: Pods | undefined
   let upkeep: Upkeep | undefined
   try {
+    const peers = createPeers(steering.workers, FRAMES, SMALL_FRAMES)
+    made.push(() => peers.close())
     const underlay = openUnderlay({
       namespace,
       interface: options.uplink,
@@ -85,15 +90,19 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       rung: config.rungs.offload,
       attach: config.rungs.attach,
       steering: { ...steering, kind: tunnel.kind },
+      pool: peers.pool,
     })
+    const direct = underlay.offloadRung === 'af-xdp'
     made.push(() => underlay.close())
     log(
-      `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${underlay.attachRung ?? 'a socket'}`,
+      `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${direct ? `AF_XDP (${underlay.features.join(', ')})` : (underlay.attachRung ?? 'a socket')}`,
     )
     if (steering.workers > 1) log(`${steering.workers} workers share the flows`)
     const { local, remote } = tunnel
-    const way = new Way({ namespace, uplink: options.uplink, local, remote }, underlay.uplinkMtu)
+    const way = new Way({ namespace, uplink: options.uplink, local, remote, direct }, underlay.uplinkMtu)
     made.push(() => way.close())
+    if (direct && !(await way.find(NEXT_HOP_MS)))
+      log(`the next hop toward ${config.tunnel.remote} does not answer: packets are dropped until it does`)
     const mtu = innerMtu(tunnel, way.mtu)
     if (mtu < IPV6_MINIMUM_MTU)
       log(`inner MTU ${mtu}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${options.uplink}`)
@@ -106,15 +115,16 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     }
     const overlay = create(options.capture?.overlay)
     const captures = create(options.capture?.underlay)
-    const devices = underlayDevices(underlay, options, steering)
-    const peers = createPeers(steering.workers, FRAMES, SMALL_FRAMES)
-    const express = openExpress({
-      ...options,
-      rung: underlay.offloadRung,
-      pool: peers.pool,
-      workers: steering.workers,
-      log,
-    })
+    const devices = openDevices(underlay, options, steering)
+    const express = direct
+      ? []
+      : openExpress({
+          ...options,
+          rung: underlay.offloadRung,
+          pool: peers.pool,
+          workers: steering.workers,
+          log,
+        })
     forwarders = await Forwarders.start({
       config,
       tunnel,
@@ -170,12 +180,11 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
 }
 
 /** The underlay as each worker opens it. */
-function underlayDevices(underlay: Underlay, options: NodeOptions, steering: Steering): DeviceSpec['device'][] {
+function openDevices(underlay: Underlay, options: NodeOptions, steering: Steering): DeviceSpec['device'][] {
   const { profile, local = '', port, remote } = options.config.tunnel
   if (underlay.offloadRung === 'udp-socket') {
     const sockets = { namespace: options.namespace, address: local, port, remote, kind: profile, steering }
     return openTunnelSockets(sockets).map(handle => ({ kind: 'udp', ...handle }))
   }
-  const { tapName: name, headerSize, capabilities } = underlay
-  return underlay.fds.map(fd => ({ kind: 'tap', name, fd, headerSize, capabilities }))
+  return underlayDevices(underlay)
 }

@@ -25,7 +25,7 @@ export interface NodeParts {
 }
 
 export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
-  const { config, namespace, underlay, way, forwarders, pods } = parts
+  const { config, underlay, way, forwarders, pods } = parts
   const { profile, local = '', remote = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
   function* flows(): Generator<FlowRow> {
@@ -38,7 +38,7 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
     attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, config)),
     underlay: () => [
       {
-        device: underlay.tapName === '' ? `udp:${port}` : `tap:${underlay.tapName}`,
+        device: underlay.device,
         profile,
         local,
         remote,
@@ -46,8 +46,8 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
         vni,
         mtu: way.mtu,
         rung: underlay.offloadRung,
-        capabilities: capabilityNames(underlay.capabilities),
-        missed: underlay.tapName === '' ? undefined : queueDrops(underlay.tapName, namespace),
+        capabilities: underlay.features,
+        missed: underlay.missed(),
       },
     ],
     alarms: () => alarmRows(upkeep.list()),

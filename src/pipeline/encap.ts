@@ -33,6 +33,8 @@ const IPV4_BYTES = ipv4.HEADER
 
 /** The stage that puts a tunnel's headers in front of each frame. */
 export class Encap {
+  /** False while outer frames have no Ethernet address to go to, where the device asks no kernel for one: they are dropped. */
+  nextHopKnown = true
   private readonly pool: Pool
   private readonly counters: StageCounters
   private readonly size: number
@@ -93,6 +95,10 @@ export class Encap {
   readonly run = (batch: Batch): void => {
     const { pool, counters, size } = this
     const { frames, length } = batch
+    if (!this.nextHopKnown) {
+      this.dropAll(batch)
+      return
+    }
     let kept = 0
     let bytes = 0
     for (let i = 0; i < length; i++) {
@@ -117,6 +123,16 @@ export class Encap {
     counters.received(length, bytes)
     counters.sent(kept, bytes + kept * size)
     batch.length = kept
+  }
+
+  private dropAll(batch: Batch): void {
+    const { pool, counters } = this
+    const { frames, length } = batch
+    let bytes = 0
+    for (let i = 0; i < length; i++) bytes += pool.length[frames[i]]
+    counters.received(length, bytes)
+    counters.dropped(DROP.NEXT_HOP, length)
+    pool.freeAll(batch)
   }
 
   /** Writes the outer headers of one frame, which has the headroom; `at` and `length` are those of the outer frame. */

@@ -63,22 +63,27 @@ export class Forwarder {
   private readonly decap: Decap
   private readonly probe: Probe
   private readonly underlayOut: Outlet
+  private readonly direct: boolean
   private readonly podCounters: ReturnType<Counters['stage']>
   /** Frames for the device that they came from: local, passed, ICMP answers. */
   private readonly back = new Batch()
   private readonly pods: (Pod | undefined)[] = []
   private readonly touched = new Batch(MAX_ATTACHMENTS)
 
-  /** `handover` where there are other workers, `express` where small packets leave by a device of their own. */
+  /**
+   * `handover` where there are other workers, `express` where small packets leave by a device of their own, `direct` where the
+   * underlay itself sends past the kernel: then nothing leaves while the next hop is not known.
+   */
   constructor(
     pool: Pool,
     counters: Counters,
     underlay: Device,
     options: ForwarderOptions,
-    { handover, express }: { handover?: Handover; express?: Device } = {},
+    { handover, express, direct = false }: { handover?: Handover; express?: Device; direct?: boolean } = {},
   ) {
     this.pool = pool
     this.tunnel = options.tunnel
+    this.direct = direct
     this.table = new FlowTable(options.flows)
     this.index = new AttachmentIndex(pool)
     const { fragments, table, index, back } = this
@@ -132,7 +137,13 @@ export class Forwarder {
   follow(way: NextHopView): void {
     this.fit.mtu = innerMtu(this.tunnel, way.mtu)
     if (way.usable) this.encap.addresses = way.addresses
+    if (this.direct) this.encap.nextHopKnown = way.usable
     this.underlayOut.expressOpen = way.usable
+  }
+
+  /** Has small packets leave by this device from now on, or with all others; the last one is its owner's to close. */
+  useExpress(device: Device | undefined): void {
+    this.underlayOut.useExpress(device)
   }
 
   /** Whether the endpoint answers. */
