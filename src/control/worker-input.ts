@@ -37,7 +37,7 @@ export interface ForwardInput extends WorkerInput, PeerInput {
 }
 
 /** What the main thread asks of workers/forward; each is answered by the worker's counters as they are then. */
-export type ForwardRequest = { attach: AttachmentInput } | { detach: number }
+export type ForwardRequest = { attach: AttachmentInput } | { detach: number } | { express: DeviceSpec | undefined }
 
 /** Words of `ReplayInput.status`, doubles. */
 export const REPLAY_STATUS = {

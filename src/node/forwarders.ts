@@ -102,6 +102,11 @@ export class Forwarders {
     await this.ask(() => ({ detach: attachment }))
   }
 
+  /** Has every worker send small packets by its device of these, or by none; resolves when they have closed the last ones. */
+  async useExpress(devices: ForwardInput['express'][]): Promise<void> {
+    await this.ask(number => ({ express: devices[number] }))
+  }
+
   /** What the workers last published. */
   counters(): WorkerCounters[] {
     return this.all.map(({ name, counters }) => ({ worker: name, stages: readCounters(counters) }))

@@ -11,8 +11,8 @@ const SHORTAGES = [DROP.NO_FRAME, DROP.RING_FULL, DROP.DEVICE_FULL, DROP.DEVICE_
 const QUIET_LOOKS = 3
 
 interface Loss {
-  /** The counter when it began, and at the last look. */
-  begin: number
+  /** How many since it began, and the counter at the last look. */
+  lost: number
   last: number
   /** Looks since the last loss; undefined while nothing is lost. */
   quiet: number | undefined
@@ -55,17 +55,18 @@ export class Losses {
 
   /** Takes a counter that should stand still, and tells in these words when it began to grow and when it has ended, by so much. */
   follow(name: string, total: number, words: { begun(by: number): string; over(by: number): string }): void {
-    const loss = this.losses.get(name) ?? { begin: 0, last: 0, quiet: undefined }
+    const loss = this.losses.get(name) ?? { lost: 0, last: 0, quiet: undefined }
     this.losses.set(name, loss)
     if (total > loss.last) {
       if (loss.quiet === undefined) {
-        loss.begin = loss.last
+        loss.lost = 0
         this.alarms.raise(name, words.begun(total - loss.last))
       }
+      loss.lost += total - loss.last
       loss.quiet = 0
     } else if (loss.quiet !== undefined && ++loss.quiet >= QUIET_LOOKS) {
       loss.quiet = undefined
-      this.alarms.clear(name, words.over(loss.last - loss.begin))
+      this.alarms.clear(name, words.over(loss.lost))
     }
     loss.last = total
   }

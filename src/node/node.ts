@@ -116,29 +116,29 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     const overlay = create(options.capture?.overlay)
     const captures = create(options.capture?.underlay)
     const devices = openDevices(underlay, options, steering)
-    const express = direct
-      ? []
-      : openExpress({
-          ...options,
-          rung: underlay.offloadRung,
-          pool: peers.pool,
-          workers: steering.workers,
-          log,
-        })
-    forwarders = await Forwarders.start({
+    const expressDevices = () => {
+      const place = { ...options, rung: underlay.offloadRung, pool: peers.pool, workers: steering.workers, log }
+      return direct ? [] : openExpress(place).map((device, worker) => ({ device, capture: captures[worker] }))
+    }
+    const workers = await Forwarders.start({
       config,
       tunnel,
       way,
       probe: options.probe ?? DEFAULT_PROBE,
       steering,
       underlay: devices.map((device, worker) => ({ device, capture: captures[worker] })),
-      express: express.map((device, worker) => ({ device, capture: captures[worker] })),
+      express: expressDevices(),
       peers,
     })
+    forwarders = workers
+    const renewExpress = async () => {
+      await workers.useExpress([])
+      await workers.useExpress(expressDevices())
+    }
     pods = new Pods({ config, forwarders, steering, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)
     const parts = { config, namespace, underlay, way, forwarders, pods }
-    upkeep = new Upkeep({ ...parts, uplink: options.uplink, log })
+    upkeep = new Upkeep({ ...parts, uplink: options.uplink, renewExpress, log })
     for (const pod of options.pods) upkeep.keep(pod)
     return running(parts, upkeep, takeAway)
   } catch (error) {

@@ -159,7 +159,6 @@ export class PodUpkeep {
     const { pods, losses } = this.options
     await pods.detach(pod.id)
     losses.forget(place)
-    losses.forget(failing(pod.id))
     if (!there || !this.kept.has(pod.id)) return
     await pods.attach(pod)
     // What that did to the namespace is looked at, too, which ends the alarm.

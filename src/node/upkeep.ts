@@ -24,6 +24,7 @@ export interface UpkeepOptions {
   way: Way
   forwarders: Forwarders
   pods: Pods
+  renewExpress(): Promise<void>
   log: (line: string) => void
 }
 
@@ -69,8 +70,7 @@ export class Upkeep {
   /** Ends; resolves when nothing is being repaired any more. */
   async close(): Promise<void> {
     clearInterval(this.timer)
-    await this.pods.close()
-    this.uplink.close()
+    await Promise.all([this.pods.close(), this.uplink.close()])
     this.watch.close()
   }
 

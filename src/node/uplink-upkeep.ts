@@ -21,6 +21,8 @@ export interface UplinkUpkeepOptions {
   watch: LinkWatch
   alarms: Alarms
   losses: Losses
+  /** Opens the express devices on the uplink of now, in place of those that the workers have. */
+  renewExpress(): Promise<void>
 }
 
 export class UplinkUpkeep {
@@ -35,6 +37,9 @@ export class UplinkUpkeep {
   private filters = false
   /** Whether it was down or gone since the last tick, be it up again by now. */
   private interrupted = false
+  /** The interface that the express devices are on. */
+  private expressIndex: number | undefined
+  private work: Promise<void> | undefined
 
   /** Throws DetourError. */
   constructor(options: UplinkUpkeepOptions) {
@@ -42,6 +47,7 @@ export class UplinkUpkeep {
     this.options = options
     this.name = `uplink ${uplink}`
     this.mtu = way.mtu
+    this.expressIndex = way.link?.index
     this.questions = new Rtnetlink(namespace)
     this.stop = watch.watch(namespace, uplink, change => {
       this.changed = true
@@ -67,11 +73,27 @@ export class UplinkUpkeep {
     if (fault !== '' || this.interrupted) alarms.raise(name, `${name} ${fault || 'was down'}`)
     if (fault === '') alarms.clear(name, `${name} works again`)
     this.interrupted = false
+    this.renewExpress()
   }
 
-  close(): void {
+  /** Resolves when nothing is being opened any more. */
+  async close(): Promise<void> {
     this.stop()
     this.questions.close()
+    await this.work
+  }
+
+  /** Opens the express devices anew where the uplink is another one. */
+  private renewExpress(): void {
+    const { way, alarms, renewExpress } = this.options
+    const { link } = way
+    if (!link?.running || link.index === this.expressIndex || this.work !== undefined) return
+    this.expressIndex = link.index
+    this.work = renewExpress()
+      .catch(error => alarms.note(`${this.name} express`, `${this.name}: ${(error as Error).message}`))
+      .finally(() => {
+        this.work = undefined
+      })
   }
 
   /** What is wrong and stays so; '' when nothing is. */

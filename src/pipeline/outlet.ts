@@ -20,15 +20,23 @@ export class Outlet {
   /** False while the express device does not know its way: then all leave by the main one. */
   expressOpen = false
   private readonly pool: Pool
-  private readonly express: Device | undefined
-  private readonly lanes: [Lane, Lane] | undefined
+  private readonly counters: StageCounters
+  private express: Device | undefined
+  private lanes: [Lane, Lane] | undefined
   private readonly nothing = new Batch(0)
 
   constructor(pool: Pool, counters: StageCounters, main: Device, express?: Device) {
     this.pool = pool
+    this.counters = counters
     this.main = new Complete(pool, counters, main)
+    this.useExpress(express)
+  }
+
+  /** Sends by this express device from now on, or by the main device only; the last one is its owner's to close. */
+  useExpress(express: Device | undefined): void {
+    const { pool, counters, main } = this
     this.express = express
-    this.lanes = express && [new Lane(this.main), new Lane(new Complete(pool, counters, express))]
+    this.lanes = express && [new Lane(main), new Lane(new Complete(pool, counters, express))]
   }
 
   /** Takes every frame of the batch and empties it. */

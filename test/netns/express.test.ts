@@ -1,7 +1,7 @@
 // The express way of small packets, against the kernel's VXLAN device: who leaves by AF_XDP, in which order, and what happens
 // while the next hop is not known.
 
-import { afterEach, describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it, vi } from 'vitest'
 import { configSchema, type ExpressRung } from '../../src/control/config.ts'
 import { COLUMN } from '../../src/memory/counters.ts'
 import { type RunningNode, startNode } from '../../src/node/node.ts'
@@ -52,13 +52,20 @@ for i in range(5):
 
 let node: RunningNode | undefined
 
+const quiet = (name: string) => `link set ${name} addrgenmode none up`
+
+function buildUplink(): void {
+  ipBatch([`link add uplink mtu 1600 type veth peer name eth0 netns ${ENDPOINT} mtu 1600`], NODE)
+  ipBatch(['address add 10.99.0.1/24 dev uplink', quiet('uplink')], NODE)
+  ipBatch(['address add 10.99.0.2/24 dev eth0', quiet('eth0')], ENDPOINT)
+}
+
 function build(): void {
   remove()
   for (const name of NAMES) createNamespace(name)
-  const quiet = (name: string) => `link set ${name} addrgenmode none up`
   ipBatch([`link add eth0 netns ${POD} address ${POD_MAC} type veth peer name pod netns ${NODE}`])
-  ipBatch([quiet('pod'), `link add uplink mtu 1600 type veth peer name eth0 netns ${ENDPOINT} mtu 1600`], NODE)
-  ipBatch(['address add 10.99.0.1/24 dev uplink', quiet('uplink')], NODE)
+  ipBatch([quiet('pod')], NODE)
+  buildUplink()
   ipBatch(['address add 10.244.0.2/24 dev eth0', 'address add fd00:244::2/64 dev eth0 nodad', quiet('eth0')], POD)
   ipBatch(
     ['10.244.0.9', 'fd00:244::9'].map(far => `neighbor add ${far} lladdr ${FAR_MAC} dev eth0`),
@@ -66,7 +73,6 @@ function build(): void {
   )
   ipBatch(
     [
-      ...['address add 10.99.0.2/24 dev eth0', quiet('eth0')],
       `link add tun0 address ${FAR_MAC} mtu 1500 type vxlan id 77 dstport 4789 local 10.99.0.2 remote 10.99.0.1`,
       ...['address add 10.244.0.9/24 dev tun0', 'address add fd00:244::9/64 dev tun0 nodad', quiet('tun0')],
       ...['10.244.0.2', 'fd00:244::2'].map(own => `neighbor add ${own} lladdr ${POD_MAC} dev tun0`),
@@ -182,6 +188,22 @@ describe.skipIf(missing !== '')(title('small packets on their express way'), () 
     const before = await sent('xdp')
     expect(await datagrams('10.244.0.9', 100, 20)).toBe('100 0')
     expect((await sent('xdp')) - before).toBeGreaterThanOrEqual(100)
+  })
+
+  it('takes them again when the uplink is deleted and made anew, again and again', async () => {
+    const log = await start('af-xdp')
+    for (let times = 1; times <= 3; times++) {
+      ip(['-n', NODE, 'link', 'delete', 'uplink'])
+      // What is sent meanwhile is lost, and its frames with the socket if that gave none back.
+      await runIn(POD, 'python3', '-c', SEND, '10.244.0.9', '1000', '20')
+      buildUplink()
+      await vi.waitFor(() => expect(log.filter(line => line.includes('by AF_XDP'))).toHaveLength(1 + times), 10_000)
+      await datagrams('10.244.0.9', 1, 20)
+      await settled()
+      const before = await sent('xdp')
+      expect(await datagrams('10.244.0.9', 400, 0, 60, 1000, 1444)).toBe('400 0')
+      expect((await sent('xdp')) - before).toBeGreaterThanOrEqual(400)
+    }
   })
 
   it('is not there when it is not wanted', async () => {

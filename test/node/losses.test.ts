@@ -69,5 +69,7 @@ describe('losses', () => {
     for (let i = 0; i < 5; i++) count(7)
     expect(count(2)).toEqual([])
     expect(count(3)).toEqual(['tap loses packets: its queue is full'])
+    expect(count(0)).toEqual([])
+    expect([1, 2, 3].flatMap(() => count(0))).toEqual(['tap loses no more packets, 1 were lost (queue) after 3.0 s'])
   })
 })
