@@ -21,6 +21,8 @@ interface Loss {
 /** What is lost where: main thread only. */
 export class Losses {
   private readonly losses = new Map<string, Loss>()
+  /** Names of all stages there were: one that is no more loses nothing more, either. */
+  private readonly stages = new Set<string>()
   private readonly alarms: Alarms
 
   constructor(alarms: Alarms) {
@@ -35,12 +37,14 @@ export class Losses {
       for (const { stages } of workers) {
         for (const stage of stages) totals.set(stage.name, (totals.get(stage.name) ?? 0) + stage.drops(reason))
       }
-      for (const [stage, total] of totals) this.count(stage, dropName(reason), dropText(reason), total)
+      for (const stage of totals.keys()) this.stages.add(stage)
+      for (const stage of this.stages) this.count(stage, dropName(reason), dropText(reason), totals.get(stage) ?? 0)
     }
   }
 
   /** Forgets a place that is no more. */
   forget(place: string): void {
+    this.stages.delete(place)
     for (const name of this.losses.keys()) if (name.startsWith(`${place} `)) this.losses.delete(name)
     this.alarms.forget(place)
   }

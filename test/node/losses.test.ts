@@ -39,6 +39,15 @@ describe('losses', () => {
     expect(second(look)).toHaveLength(1)
   })
 
+  it('are over where the stage is no more', () => {
+    const { losses, second } = make()
+    const stage = new StageCounters('xdp uplink:0')
+    stage.dropped(DROP.DEVICE_ERROR, 3)
+    expect(second(() => losses.look([{ worker: 'forward', stages: [stage] }]))).toHaveLength(1)
+    const lines = [1, 2, 3, 4].flatMap(() => second(() => losses.look([{ worker: 'forward', stages: [] }])))
+    expect(lines).toEqual(['xdp uplink:0 loses no more packets, 3 were lost (device-error) after 3.0 s'])
+  })
+
   it('do not go on about what belongs to packets, and count reasons apart', () => {
     const { losses, second } = make()
     const stage = new StageCounters('decide')
