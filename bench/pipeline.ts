@@ -1,13 +1,12 @@
 // What a small packet costs in memory, without any device: into the tunnel and out of it, and all the way to the
 // endpoint and back, against the same done in the straightforward way: an object a header, a buffer a packet, a Map of flows.
 
-import { Batch } from '../src/memory/batch.ts'
-import { StageCounters } from '../src/memory/counters.ts'
-import { createPool, HEADROOM, Pool } from '../src/memory/pool.ts'
-import { Decap } from '../src/pipeline/decap.ts'
-import { Encap } from '../src/pipeline/encap.ts'
-import { frameTemplate, Steady, steadyTunnel } from '../test/pipeline/steady.ts'
-import { type Bench, each, heap } from './harness.ts'
+import { once } from 'node:events'
+import { extname } from 'node:path'
+import { Worker } from 'node:worker_threads'
+import { frameTemplate, Steady } from '../test/pipeline/steady.ts'
+import { type Bench, type Contender, each, heap } from './harness.ts'
+import type { ThreadInput } from './pipeline-thread.ts'
 
 export async function run(bench: Bench): Promise<void> {
   await tunnel(bench)
@@ -15,75 +14,79 @@ export async function run(bench: Bench): Promise<void> {
   await allocation(bench)
 }
 
-/** Encapsulation and decapsulation alone, of a batch over and over. */
+/** Encapsulation and decapsulation alone. */
 async function tunnel(bench: Bench): Promise<void> {
-  const batches = bench.short ? 200 : 4000
-  const stages = (kind: 'geneve' | 'vxlan', outer: 4 | 6) => {
-    const pool = new Pool(createPool({ frames: 256, frameSize: 1024, headroom: HEADROOM }))
-    const batch = filled(pool)
-    const config = steadyTunnel(kind, outer, 'zero')
-    const encap = new Encap(pool, new StageCounters('encap'), config)
-    const decap = new Decap(pool, new StageCounters('decap'), config, { anyPeer: true, keep: false, anyInner: false })
-    return each(batches * 256, () => {
-      for (let i = 0; i < batches; i++) {
-        encap.run(batch)
-        decap.run(batch)
-      }
-    })
-  }
+  const count = 256 * (bench.short ? 200 : 4000)
   const packets = Array.from({ length: 256 }, () => Buffer.from(frameTemplate(4)))
   const plain = new Plain()
-  await bench.ask({
-    name: 'a 64-byte packet into the tunnel and out of it',
-    unit: 'ns',
-    better: 'less',
-    contenders: [
-      {
-        name: 'Buffer.concat and objects, VXLAN over IPv4',
-        measure: each(batches * 256, () => {
-          for (let i = 0; i < batches; i++)
-            for (const packet of packets)
-              if (plain.decap(plain.encap(packet, 0, 50_000)).length !== packet.length)
-                throw new Error('another packet')
-        }),
-      },
-      { name: 'Encap and Decap, VXLAN over IPv4', measure: stages('vxlan', 4) },
-      { name: 'Encap and Decap, GENEVE over IPv4', measure: stages('geneve', 4) },
-      { name: 'Encap and Decap, VXLAN over IPv6', measure: stages('vxlan', 6) },
-    ],
-  })
+  const thread = (name: string, kind: 'geneve' | 'vxlan', outer: 4 | 6) =>
+    threaded(name, { what: 'tunnel', kind, outer }, count)
+  await ask(bench, 'a 64-byte packet into the tunnel and out of it', [
+    {
+      name: 'Buffer.concat and objects, VXLAN over IPv4',
+      measure: each(count, () => {
+        for (let i = 0; i < count; i += 256)
+          for (const packet of packets)
+            if (plain.decap(plain.encap(packet, 0, 50_000)).length !== packet.length) throw new Error('another packet')
+      }),
+    },
+    thread('Encap and Decap, VXLAN over IPv4', 'vxlan', 4),
+    thread('Encap and Decap, GENEVE over IPv4', 'geneve', 4),
+    thread('Encap and Decap, VXLAN over IPv6', 'vxlan', 6),
+  ])
 }
 
 /** Both legs, in random order of flows. */
 async function there(bench: Bench, flows: number): Promise<void> {
-  const packets = bench.short ? 50_000 : 1_000_000
-  const steady = (kind: 'geneve' | 'vxlan', outerChecksum: 'auto' | 'zero') => {
-    const path = new Steady({ kind, outer: 4, inner: 4, flows, outerChecksum })
-    // Enters all flows, as near as random order does.
-    path.run(bench.short ? packets : flows * 4)
-    return path
-  }
-  const vxlan = steady('vxlan', 'zero')
-  const geneve = steady('geneve', 'auto')
+  const packets = bench.short ? 51_200 : 1_024_000
   const plain = new Plain()
   const order = Int32Array.from({ length: packets }, (_, i) => ((Math.imul(i, 0x9e3779b1) >>> 8) * flows) / 0x1000000)
-  await bench.ask({
-    name: `a 64-byte packet to the endpoint and back, ${flows.toLocaleString('en-US')} flows in random order`,
-    unit: 'ns',
-    better: 'less',
-    contenders: [
+  const thread = (name: string, what: 'there' | 'idle', kind: 'geneve' | 'vxlan') => {
+    const outerChecksum = kind === 'vxlan' ? 'zero' : 'auto'
+    return threaded(name, { what, kind, outer: 4, inner: 4, flows, outerChecksum }, packets)
+  }
+  await ask(
+    bench,
+    `a 64-byte packet to the endpoint and back, ${flows.toLocaleString('en-US')} flows in random order`,
+    [
       { name: 'Buffer.concat, objects and a Map, VXLAN', measure: each(packets, () => plain.run(order)) },
-      { name: 'Forwarder, VXLAN', measure: each(packets, () => vxlan.run(packets)) },
-      { name: 'Forwarder, GENEVE with outer checksum', measure: each(packets, () => geneve.run(packets)) },
-      {
-        name: 'of these two, making and turning packets',
-        rival: true,
-        measure: each(packets, () => {
-          for (let i = 0; i < packets; i += 256) vxlan.idle()
-        }),
-      },
+      thread('Forwarder, VXLAN', 'there', 'vxlan'),
+      thread('Forwarder, GENEVE with outer checksum', 'there', 'geneve'),
+      { ...thread('of these two, making and turning packets', 'idle', 'vxlan'), rival: true },
     ],
+  )
+}
+
+interface Threaded extends Contender {
+  thread: Worker
+}
+
+/** A contender in a thread of its own, which is compiled in when it first answers. */
+function threaded(name: string, input: ThreadInput, packets: number): Threaded {
+  const thread = new Worker(new URL(`./pipeline-thread${extname(import.meta.url)}`, import.meta.url), {
+    workerData: input,
   })
+  let compiled = false
+  const answer = async (): Promise<number> => {
+    thread.postMessage(packets)
+    const [ns] = await once(thread, 'message')
+    return ns
+  }
+  const measure = async () => {
+    if (!compiled) await answer()
+    compiled = true
+    return answer()
+  }
+  return { name, measure, thread }
+}
+
+/** Asks, and ends the threads afterwards. */
+async function ask(bench: Bench, name: string, contenders: (Contender | Threaded)[]): Promise<void> {
+  try {
+    await bench.ask({ name, unit: 'ns', better: 'less', contenders })
+  } finally {
+    for (const contender of contenders) if ('thread' in contender) await contender.thread.terminate()
+  }
 }
 
 async function allocation(bench: Bench): Promise<void> {
@@ -107,22 +110,6 @@ async function allocation(bench: Bench): Promise<void> {
       { name: 'Forwarder', measure: heap(packets, () => steady.run(packets)) },
     ],
   })
-}
-
-/** A batch of classified frames. */
-function filled(pool: Pool): Batch {
-  const batch = new Batch()
-  const template = frameTemplate(4)
-  while (batch.room > 0) {
-    const frame = pool.alloc()
-    const start = pool.start[frame]
-    pool.bytes.set(template, start)
-    pool.length[frame] = template.length
-    pool.network[frame] = start + 14
-    pool.hash[frame] = Math.imul(frame, 0x9e3779b1)
-    batch.push(frame)
-  }
-  return batch
 }
 
 interface Flow {
