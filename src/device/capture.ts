@@ -40,6 +40,10 @@ export class CaptureDevice implements Device {
     return this.device.held ?? 0
   }
 
+  get wanting(): boolean {
+    return this.device.wanting === true
+  }
+
   receive(batch: Batch): number {
     const before = batch.length
     const received = this.device.receive(batch)

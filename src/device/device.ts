@@ -38,6 +38,8 @@ export interface Device {
   readonly exhausted: boolean
   /** Transmitted frames that still wait for room, where the device holds them; receive sends them on. */
   readonly held?: number
+  /** True while it waits for frames to come back, which no descriptor announces: receive is to be called now and then. */
+  readonly wanting?: boolean
   /** True when the last receive took all that was there, where the device can tell: `fd` says when there is more. */
   readonly drained?: boolean
 

@@ -83,6 +83,10 @@ export class FaultyDevice implements Device {
     return this.device.exhausted && this.inward.held === 0 && this.given === this.ready.length
   }
 
+  get wanting(): boolean {
+    return this.device.wanting === true
+  }
+
   /** Packets held back, in both directions, here and in the device. */
   get held(): number {
     return this.inward.held + this.outward.held + (this.device.held ?? 0)

@@ -131,6 +131,11 @@ export class LoopbackDevice implements Device {
     return this.waiting.length - this.sent
   }
 
+  /** Frames of this end are at the other. */
+  get wanting(): boolean {
+    return this.owed < 0 || this.owedSmall < 0
+  }
+
   /** As of any device. Also sends what waited, and empty frames change hands; so a loop calls it now and then even if nothing came. */
   receive(batch: Batch): number {
     const { receiving } = this
@@ -150,6 +155,8 @@ export class LoopbackDevice implements Device {
     if (this.held > 0) this.sendWaiting()
     const from = this.held > 0 ? 0 : this.send(batch, 0)
     const rest = batch.length - from
+    // NB: packets may go one way only; then nothing comes that `receive` would be called for.
+    this.takeHome()
     if (this.lossless) {
       if (waiting.room < rest) this.compact()
       for (let i = from; i < batch.length; i++) waiting.push(batch.frames[i])
@@ -205,9 +212,7 @@ export class LoopbackDevice implements Device {
   /** Takes home what came back empty, and gives back what is owed when it is `enough`. */
   private balance(enough: number): void {
     const { pool, empties, back } = this
-    this.home.pop(empties)
-    this.owe(empties, 0, empties.length, 1)
-    pool.freeAll(empties)
+    this.takeHome()
     if (Math.max(this.owed, this.owedSmall) < enough) return
     const large = Math.min(this.owed, pool.available, empties.room)
     for (let i = 0; i < large; i++) empties.push(pool.alloc())
@@ -217,6 +222,13 @@ export class LoopbackDevice implements Device {
     this.owe(empties, 0, given, -1)
     for (let i = given; i < empties.length; i++) pool.free(empties.frames[i])
     empties.length = 0
+  }
+
+  private takeHome(): void {
+    const { pool, empties } = this
+    this.home.pop(empties)
+    this.owe(empties, 0, empties.length, 1)
+    pool.freeAll(empties)
   }
 
   /** Notes that the frames [from, to) of a batch came from the other end (`sign` 1) or went there (-1). */

@@ -39,6 +39,10 @@ export class TraceDevice implements Device {
     return this.device.held ?? 0
   }
 
+  get wanting(): boolean {
+    return this.device.wanting === true
+  }
+
   receive(batch: Batch): number {
     const before = batch.length
     const received = this.device.receive(batch)

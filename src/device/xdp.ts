@@ -33,6 +33,8 @@ export class XdpDevice implements Device {
   readonly fd: number
   readonly capabilities: number
   exhausted = false
+  /** True when the kernel has less to receive into than it should: the pool was empty. */
+  wanting = false
 
   private readonly pool: Pool
   private readonly counters: StageCounters
@@ -130,6 +132,7 @@ export class XdpDevice implements Device {
     const { words, mask, slots } = fill
     const room = this.fillLimit - ((this.filled - Atomics.load(words, fill.consumer)) | 0)
     const n = Math.min(room, pool.availableSmall)
+    this.wanting = n < room
     if (n <= 0) return
     for (let i = 0; i < n; i++) {
       const frame = pool.allocSmall()

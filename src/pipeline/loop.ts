@@ -95,6 +95,7 @@ export class Loop {
       if (now >= nextTick) {
         if (!this.tick(now)) return
         nextTick = now + this.tickMs
+        for (let i = 0; i < legs.length; i++) if (legs[i]?.device.wanting === true) hot[i] = true
       }
       if (moved > 0) {
         busyPoll.moved(now)

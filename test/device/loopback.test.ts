@@ -56,6 +56,19 @@ function readable(fd: number): boolean {
 const count = (n: number, from = 0) => Array.from({ length: n }, (_, i) => from + i)
 
 describe('loopback', () => {
+  test('an end that only sends has its frames back, and says so while it has not', () => {
+    const { left, right } = pair({}, 16)
+    for (let round = 0; round < 10; round++) {
+      expect(left.device.wanting).toBe(round > 0)
+      send(left, 0)
+      expect(left.pool.available).toBe(8)
+      send(left, 8)
+      expect(left.device.wanting).toBe(true)
+      expect(receive(right)).toHaveLength(8)
+      receive(right)
+    }
+  })
+
   test('packets arrive in order and without a copy, both ways', () => {
     const { left, right } = pair()
     const frame = left.pool.alloc()
@@ -214,7 +227,7 @@ describe('loopback', () => {
     const pool = new Pool(handle, 0, 2048)
     const counters = new StageCounters('near')
     const device = new LoopbackDevice(pool, counters, loopback.left)
-    const base = new URL('../../dist/src', import.meta.url).href
+    const base = new URL('../../dist/src/', import.meta.url).href
     const worker = new Worker(far(base), {
       eval: true,
       workerData: { handle, end: loopback.right, first: 2048, count: 2048, packets },

@@ -21,6 +21,7 @@ class Source implements Device, Leg {
   exhausted = false
   held = 0
   drained: boolean | undefined
+  wanting = false
   isReady = true
   asked = 0
   got = 0
@@ -125,6 +126,14 @@ test('a device that holds frames is asked again although no descriptor says so',
   source.held = 1
   run([source], 5)
   expect(source.asked).toBeGreaterThan(5)
+})
+
+test('a device that waits for frames to come back is asked once a tick although no descriptor says so', () => {
+  const source = new Source()
+  source.wanting = true
+  run([source], 20)
+  expect(source.asked).toBeGreaterThanOrEqual(19)
+  expect(source.asked).toBeLessThanOrEqual(21)
 })
 
 test('a leg that is due wakes the loop', () => {
