@@ -28,7 +28,7 @@ type Random = (below: number) => number
 
 /** The packets of the classic captures among the fixtures; whatever cannot be read is another test's business. */
 function captured(): Uint8Array[] {
-  const root = new URL('../../fixtures/captures', import.meta.url)
+  const root = new URL('../../fixtures/captures/', import.meta.url)
   const packets: Uint8Array[] = []
   for (const name of readdirSync(root, { recursive: true }).map(String)) {
     if (!name.endsWith('.pcap')) continue
