@@ -18,7 +18,7 @@ import { Batch } from '../../src/memory/batch.ts'
 import { StageCounters } from '../../src/memory/counters.ts'
 import { createPool, Pool } from '../../src/memory/pool.ts'
 
-export const FIXTURES = new URL('../../fixtures/captures', import.meta.url).pathname
+export const FIXTURES = new URL('../../fixtures/captures/', import.meta.url).pathname
 export const fixture = (name: string) => join(FIXTURES, name)
 
 /** Every shipped capture, as a path under fixtures/captures. */
