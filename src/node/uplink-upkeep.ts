@@ -101,6 +101,8 @@ export class UplinkUpkeep {
     const { underlay, way, alarms, losses } = this.options
     const { link } = way
     if (link === undefined) return 'is gone'
+    if (underlay.offloadRung === 'af-xdp' && link.index !== underlay.uplinkIndex())
+      return 'was made anew, and rung af-xdp stays with the interface that it began on: restart the node'
     if (underlay.tapName !== '') {
       let lost = link.index === underlay.uplinkIndex() ? '' : 'was made anew'
       if (lost === '' && (now >= this.due || this.filters)) {

@@ -270,6 +270,25 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       expect(look()).toEqual(before)
     })
 
+  it('says that an uplink that was made anew needs a restart, and then works', async () => {
+    build()
+    node = await startNode(options())
+    ip(['link', 'delete', 'uplink'], NODE)
+    const alarm = () => node?.alarms().find(({ name }) => name === 'uplink uplink')
+    await until(() => /is gone/.test(alarm()?.text ?? ''))
+    ipBatch([`link add uplink netns ${NODE} mtu 1600 type veth peer name eth0 netns ${ENDPOINT} mtu 1600`])
+    ipBatch(['address add 10.99.0.1/24 dev uplink', 'link set uplink up'], NODE)
+    ipBatch(['address add 10.99.0.2/24 dev eth0', 'link set eth0 up'], ENDPOINT)
+    ethtool(ENDPOINT, '-K', 'eth0', 'tx', 'off')
+    await until(() => /was made anew, .*: restart the node/.test(alarm()?.text ?? ''))
+    await node.stop()
+    expect(stage('encap').drops()).toBe(stage('encap').drops(DROP.NEXT_HOP))
+    node = await startNode(options())
+    const probe = new Probe(POD, ENDPOINT, '10.244.0.9', 7001)
+    await until(() => probe.send(100))
+    probe.close()
+  })
+
   it('leaves the uplink as found when it is killed', async () => {
     build()
     const before = look()
