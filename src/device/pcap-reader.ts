@@ -46,7 +46,7 @@ export class PcapReader implements Device {
   readonly capabilities = 0
   readonly fd = -1
   /** Set when the file ended by a fault; all packets before it have been received. */
-  fault: DetourError | undefined
+  fault: DetourError | undefined = undefined
   /** Packets read so far. */
   packets = 0
 

@@ -55,7 +55,7 @@ export class PcapWriter implements Device {
   readonly fd = -1
   readonly exhausted = true
   /** Set when the file could not be written; from then on packets are dropped. */
-  fault: DetourError | undefined
+  fault: DetourError | undefined = undefined
 
   private readonly pool: Pool
   private readonly counters: StageCounters
