@@ -56,6 +56,17 @@ export class AttachmentIndex {
     return true
   }
 
+  /** For a frame between two attachments that is no flow's of the one it left: makes it arrive at the other; false when it is not such a frame. */
+  arriveInstead(frame: number): boolean {
+    const { pool } = this
+    if (pool.direction[frame] !== LEAVING) return false
+    const attachment = this.find(pool.start[frame] + DESTINATION)
+    if (attachment < 0 || attachment === pool.attachment[frame]) return false
+    pool.attachment[frame] = attachment
+    pool.direction[frame] = ARRIVING
+    return true
+  }
+
   /** The attachment of the address at a position, or -1. */
   readonly find = (at: number): number => {
     const { view } = this.pool

@@ -96,9 +96,19 @@ export class Restore {
     }
     const bad = readKey(pool, frame, fragments, seed, attachments !== undefined, table)
     if (bad !== 0) return bad
+    if (this.known(frame)) return 0
+    // What an endpoint answers one pod of the node in the name of another (a reset) belongs to the flow of the pod it answers.
+    if (attachments === undefined || !attachments.arriveInstead(frame)) return DROP.UNKNOWN_FLOW
+    pool.flow[frame] = -1
+    const other = readKey(pool, frame, fragments, seed, true, table)
+    if (other !== 0) return other
+    return this.known(frame) ? 0 : DROP.UNKNOWN_FLOW
+  }
+
+  private readonly known = (frame: number): boolean => {
+    const { pool, table } = this
     let row = pool.flow[frame]
     if (row < 0) pool.flow[frame] = row = table.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
-    if (row < 0 || table.verdict(row) !== STEER) return DROP.UNKNOWN_FLOW
-    return 0
+    return row >= 0 && table.verdict(row) === STEER
   }
 }

@@ -258,10 +258,16 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       }
       await node.stop()
       await gateway.stop()
-      // Rings may be full on a busy machine; what the stages take they pass on.
       for (const { stages } of gateway.source.counters())
-        for (const each of stages.filter(({ name }) => /^[a-z]+$/.test(name)))
-          expect(each.drops(), each.name).toBe(each.name === 'inspect' ? each.drops(DROP.RESET) : 0)
+        // A device's ring may be full on a busy machine, which is counted as that.
+        for (const each of stages)
+          expect(each.drops(), each.name).toBe(
+            each.name === 'inspect'
+              ? each.drops(DROP.RESET)
+              : each.name.includes(' ')
+                ? each.drops(DROP.DEVICE_FULL)
+                : 0,
+          )
       for (const name of ['decap', 'encap', 'restore']) expect(stage(name).drops(), name).toBe(0)
       for (const pod of [POD, PEER])
         for (const counter of ['TcpInCsumErrors', 'UdpInCsumErrors'])

@@ -145,6 +145,25 @@ describe('attachments', () => {
     rig.balanced()
   })
 
+  test.each([4, 6] as const)(
+    'what an endpoint answers one pod in the name of another, IPv%i, reaches the pod it answers',
+    version => {
+      const rig = new Rig()
+      const [one, two] = [rig.pod(POD.mac), rig.pod(OTHER.mac)]
+      const [own, others] = version === 4 ? [POD.ip4, OTHER.ip4] : [POD.ip6, OTHER.ip6]
+      const flow: Inner = { version, protocol: 6, sourcePort: 7000, port: 23, toMac: OTHER.mac, to: others }
+      rig.toward(one, frame(flow))
+      const ports = { sourcePort: 23, port: 7000 }
+      const reset = { version, protocol: 6, ...ports, fromMac: OTHER.mac, toMac: POD.mac, from: others, to: own }
+      const stranger = { ...reset, port: 7001 }
+      rig.back(tunnelled(frame(reset)), tunnelled(frame(stranger)))
+      expect(bytesOf(one.take())).toEqual([frame(reset)])
+      expect(two.take()).toHaveLength(0)
+      expect(rig.drops).toEqual({ 'restore unknown-flow': 1 })
+      rig.balanced()
+    },
+  )
+
   test('another pod’s source address lets nothing by that leaves', () => {
     const rig = new Rig({ probe: { intervalMs: 1000, limitMs: 3000 } })
     const [one] = [rig.pod(POD.mac), rig.pod(OTHER.mac)]
