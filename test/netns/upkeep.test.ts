@@ -290,7 +290,7 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
           const { passed, dropped } = heartbeat.read()
           return passed + dropped > 0
         })
-        await logged(`attachment ${POD}: a worker did not answer for 0.2 s`)
+        await logged(`attachment ${POD}: a worker did not answer for`)
         heartbeat.enable(failMode as FailMode, 200)
         await logged(`attachment ${POD}: the workers answer again`)
         await checkSteered(POD)
