@@ -258,8 +258,8 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       }
       await node.stop()
       await gateway.stop()
+      // A device's ring may be full on a busy machine, which is counted as that.
       for (const { stages } of gateway.source.counters())
-        // A device's ring may be full on a busy machine, which is counted as that.
         for (const each of stages)
           expect(each.drops(), each.name).toBe(
             each.name === 'inspect'
