@@ -4,10 +4,10 @@ import { Assembler, HELPER, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, SKB, VERDIC
 import { HEARTBEAT_SHIFT } from '../os/clock.ts'
 import { HEARTBEAT } from '../os/heartbeat.ts'
 
-// Ethernet types as `skb->protocol` shows them to a little-endian processor.
-const IPV4 = 0x0008
-const IPV6 = 0xdd86
-const ETHERNET = 14
+// Ethernet types as a little-endian processor reads them, from the packet or as `skb->protocol`.
+export const IPV4 = 0x0008
+export const IPV6 = 0xdd86
+export const ETHERNET = 14
 const UDP = 17
 const ICMPV6 = 58
 
@@ -115,25 +115,37 @@ export function toUplink(uplinkIndex: number): Uint8Array {
  */
 export function fromUplink(tapIndex: number, address: Uint8Array, port: number): Uint8Array {
   const ipv4 = address.length === 4
-  const view = new DataView(address.buffer, address.byteOffset, address.length)
-  const header = ipv4 ? 20 : 40
   const at = -48 // the IP header and four bytes of UDP
   const a = new Assembler().move(R6, R1)
   a.load(4, R2, R6, SKB.PROTOCOL).when(R2, '!=', ipv4 ? IPV4 : IPV6, 'next')
   a.load(4, R2, R6, SKB.VLAN_PRESENT).when(R2, '!=', 0, 'next')
-  loadBytes(a, ETHERNET, at, header + 4).when(R0, '!=', 0, 'next')
-  if (ipv4) {
-    a.load(1, R2, R10, at).when(R2, '!=', 0x45, 'next')
-    a.load(2, R2, R10, at + 6)
-      .and(R2, 0xff3f)
-      .when(R2, '!=', 0, 'next') // MF and offset, network byte order
-  }
-  a.load(1, R2, R10, at + (ipv4 ? 9 : 6)).when(R2, '!=', UDP, 'next')
-  for (let i = 0; i < address.length; i += 4)
-    a.load(4, R2, R10, at + (ipv4 ? 16 : 24) + i).when32(R2, '!=', view.getInt32(i, true), 'next')
-  a.load(2, R2, R10, at + header + 2).when(R2, '!=', ((port & 0xff) << 8) | (port >> 8), 'next')
+  loadBytes(a, ETHERNET, at, (ipv4 ? 20 : 40) + 4).when(R0, '!=', 0, 'next')
+  unlessTunnel(a, R10, at, address, port, 'next')
   redirect(a, tapIndex, 0)
   return a.label('next').exit(VERDICT.NEXT).assemble()
+}
+
+/** Goes to the label unless the IP header that lies `at` bytes from where the register points begins a whole UDP packet to this address and port. Uses R2. */
+export function unlessTunnel(
+  a: Assembler,
+  register: number,
+  at: number,
+  address: Uint8Array,
+  port: number,
+  label: string,
+): void {
+  const ipv4 = address.length === 4
+  const view = new DataView(address.buffer, address.byteOffset, address.length)
+  if (ipv4) {
+    a.load(1, R2, register, at).when(R2, '!=', 0x45, label)
+    a.load(2, R2, register, at + 6)
+      .and(R2, 0xff3f)
+      .when(R2, '!=', 0, label) // MF and offset, network byte order
+  }
+  a.load(1, R2, register, at + (ipv4 ? 9 : 6)).when(R2, '!=', UDP, label)
+  for (let i = 0; i < address.length; i += 4)
+    a.load(4, R2, register, at + (ipv4 ? 16 : 24) + i).when32(R2, '!=', view.getInt32(i, true), label)
+  a.load(2, R2, register, at + (ipv4 ? 20 : 40) + 2).when(R2, '!=', ((port & 0xff) << 8) | (port >> 8), label)
 }
 
 // R0 = 0 and the `size` bytes from `offset` of the packet at `to` of the stack, or R0 < 0. The context is in R6.

@@ -1,12 +1,7 @@
 // The XDP programs that give packets to AF_XDP sockets, found in a map by receive queue. A queue without a socket passes.
 
 import { Assembler, HELPER, R1, R2, R3, R6, R7, XDP, XDP_PASS } from '../os/assembler.ts'
-
-// Ethernet types as a little-endian processor reads them from the packet.
-const IPV4 = 0x0008
-const IPV6 = 0xdd86
-const ETHERNET = 14
-const UDP = 17
+import { ETHERNET, IPV4, IPV6, unlessTunnel } from './programs.ts'
 
 /** Gives every packet to the socket of its queue: for an interface that is Detour's own. */
 export function everything(socketMap: number): Uint8Array {
@@ -19,23 +14,13 @@ export function everything(socketMap: number): Uint8Array {
  */
 export function tunnelPackets(socketMap: number, address: Uint8Array, port: number): Uint8Array {
   const ipv4 = address.length === 4
-  const view = new DataView(address.buffer, address.byteOffset, address.length)
   const udp = ETHERNET + (ipv4 ? 20 : 40)
   const a = new Assembler().load(4, R6, R1, XDP.DATA).load(4, R7, R1, XDP.DATA_END)
   a.move(R2, R6)
     .add(R2, udp + 8)
     .whenRegister(R2, '>', R7, 'pass')
   a.load(2, R2, R6, 12).when(R2, '!=', ipv4 ? IPV4 : IPV6, 'pass')
-  if (ipv4) {
-    a.load(1, R2, R6, ETHERNET).when(R2, '!=', 0x45, 'pass')
-    a.load(2, R2, R6, ETHERNET + 6)
-      .and(R2, 0xff3f)
-      .when(R2, '!=', 0, 'pass') // MF and offset, network byte order
-  }
-  a.load(1, R2, R6, ETHERNET + (ipv4 ? 9 : 6)).when(R2, '!=', UDP, 'pass')
-  for (let i = 0; i < address.length; i += 4)
-    a.load(4, R2, R6, ETHERNET + (ipv4 ? 16 : 24) + i).when32(R2, '!=', view.getInt32(i, true), 'pass')
-  a.load(2, R2, R6, udp + 2).when(R2, '!=', ((port & 0xff) << 8) | (port >> 8), 'pass')
+  unlessTunnel(a, R6, ETHERNET, address, port, 'pass')
   toSocket(a, socketMap)
   return a.label('pass').exit(XDP_PASS).assemble()
 }
