@@ -5,7 +5,7 @@ import { afterEach, describe, expect, it } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
 import { type RunningNode, startNode } from '../../src/node/node.ts'
 import { createNamespace, deleteNamespace, ipBatch } from '../../src/os/netns.ts'
-import { listing, missing, Probe, runIn, title, transfer } from './support.ts'
+import { connectByVxlan, listing, missing, Probe, runIn, title, transfer } from './support.ts'
 
 const POD = 'dtk-pod'
 const NODE = 'dtk-node'
@@ -26,28 +26,15 @@ function build(family: 4 | 6, uplinkMtu = 1600): void {
     `link add uplink netns ${NODE} mtu ${uplinkMtu} type veth peer name eth0 netns ${ENDPOINT} mtu ${uplinkMtu}`,
   ])
   ipBatch(['link add cni0 type bridge', 'link set veth0 master cni0', ...['cni0', 'veth0', 'uplink'].map(quiet)], NODE)
-  ipBatch(['address add 10.99.0.1/24 dev uplink', 'address add fd00:99::1/64 dev uplink nodad'], NODE)
-  ipBatch(['address add 10.99.0.2/24 dev eth0', 'address add fd00:99::2/64 dev eth0 nodad', quiet('eth0')], ENDPOINT)
-  const ends = family === 4 ? 'local 10.99.0.2 remote 10.99.0.1' : 'local fd00:99::2 remote fd00:99::1'
-  ipBatch(
-    [
-      `link add vx0 address ${ENDPOINT_MAC} mtu 1500 type vxlan id ${VNI} dstport 4789 ${ends}`,
-      'address add 10.244.0.9/24 dev vx0',
-      'address add fd00:244::9/64 dev vx0 nodad',
-      quiet('vx0'),
-      ...['10.244.0.2', 'fd00:244::2'].map(pod => `neighbor add ${pod} lladdr ${POD_MAC} dev vx0`),
-    ],
-    ENDPOINT,
-  )
-  ipBatch(
-    [
-      'address add 10.244.0.2/24 dev eth0',
-      'address add fd00:244::2/64 dev eth0 nodad',
-      quiet('eth0'),
-      ...['10.244.0.9', 'fd00:244::9'].map(far => `neighbor add ${far} lladdr ${ENDPOINT_MAC} dev eth0`),
-    ],
-    POD,
-  )
+  connectByVxlan({
+    pod: POD,
+    node: NODE,
+    endpoint: ENDPOINT,
+    podMac: POD_MAC,
+    endpointMac: ENDPOINT_MAC,
+    vni: VNI,
+    family,
+  })
 }
 
 /** What the namespace looks like, without what goes on by itself: a bridge's clocks, and carrier that has just come up. */

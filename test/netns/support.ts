@@ -72,6 +72,42 @@ export function wire(prefix: string): { pod: string; host: string; remove(): voi
   return { pod, host, remove }
 }
 
+/** Addresses a pod's eth0, a node's `uplink` and an endpoint's eth0 at its other end, and makes the endpoint the kernel's VXLAN device, a neighbour of the pod's over IPv4 and IPv6; `family` is the tunnel's. */
+export function connectByVxlan(options: {
+  pod: string
+  node: string
+  endpoint: string
+  podMac: string
+  endpointMac: string
+  vni: number
+  family: 4 | 6
+}): void {
+  const { pod, node, endpoint, podMac, endpointMac, vni, family } = options
+  const quiet = (name: string) => `link set ${name} addrgenmode none up`
+  ipBatch(['address add 10.99.0.1/24 dev uplink', 'address add fd00:99::1/64 dev uplink nodad'], node)
+  ipBatch(['address add 10.99.0.2/24 dev eth0', 'address add fd00:99::2/64 dev eth0 nodad', quiet('eth0')], endpoint)
+  const ends = family === 4 ? 'local 10.99.0.2 remote 10.99.0.1' : 'local fd00:99::2 remote fd00:99::1'
+  ipBatch(
+    [
+      `link add vx0 address ${endpointMac} mtu 1500 type vxlan id ${vni} dstport 4789 ${ends}`,
+      'address add 10.244.0.9/24 dev vx0',
+      'address add fd00:244::9/64 dev vx0 nodad',
+      quiet('vx0'),
+      ...['10.244.0.2', 'fd00:244::2'].map(own => `neighbor add ${own} lladdr ${podMac} dev vx0`),
+    ],
+    endpoint,
+  )
+  ipBatch(
+    [
+      'address add 10.244.0.2/24 dev eth0',
+      'address add fd00:244::2/64 dev eth0 nodad',
+      quiet('eth0'),
+      ...['10.244.0.9', 'fd00:244::9'].map(far => `neighbor add ${far} lladdr ${endpointMac} dev eth0`),
+    ],
+    pod,
+  )
+}
+
 /** The file of a child program of these tests: compiled, or the source where Node runs TypeScript. */
 export function program(name: string): string {
   const stripsTypes = (process.features as { typescript?: unknown }).typescript

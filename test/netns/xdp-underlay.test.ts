@@ -12,7 +12,7 @@ import { Assembler, XDP_PASS } from '../../src/os/assembler.ts'
 import { attachXdp, loadXdp } from '../../src/os/bpf.ts'
 import { close, interfaceIndex, must } from '../../src/os/libc.ts'
 import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
-import { missing, Probe, program, runIn, title, transfer } from './support.ts'
+import { connectByVxlan, missing, Probe, program, runIn, title, transfer } from './support.ts'
 
 const POD = 'dtL-pod'
 const NODE = 'dtL-node'
@@ -60,28 +60,15 @@ function build(family: 4 | 6 = 4, mtu = 1600): void {
     ],
     NODE,
   )
-  ipBatch(['address add 10.99.0.1/24 dev uplink', 'address add fd00:99::1/64 dev uplink nodad'], NODE)
-  ipBatch(['address add 10.99.0.2/24 dev eth0', 'address add fd00:99::2/64 dev eth0 nodad', quiet('eth0')], ENDPOINT)
-  const ends = family === 4 ? 'local 10.99.0.2 remote 10.99.0.1' : 'local fd00:99::2 remote fd00:99::1'
-  ipBatch(
-    [
-      `link add vx0 address ${ENDPOINT_MAC} mtu 1500 type vxlan id ${VNI} dstport 4789 ${ends}`,
-      'address add 10.244.0.9/24 dev vx0',
-      'address add fd00:244::9/64 dev vx0 nodad',
-      quiet('vx0'),
-      ...['10.244.0.2', 'fd00:244::2'].map(pod => `neighbor add ${pod} lladdr ${POD_MAC} dev vx0`),
-    ],
-    ENDPOINT,
-  )
-  ipBatch(
-    [
-      'address add 10.244.0.2/24 dev eth0',
-      'address add fd00:244::2/64 dev eth0 nodad',
-      quiet('eth0'),
-      ...['10.244.0.9', 'fd00:244::9'].map(far => `neighbor add ${far} lladdr ${ENDPOINT_MAC} dev eth0`),
-    ],
-    POD,
-  )
+  connectByVxlan({
+    pod: POD,
+    node: NODE,
+    endpoint: ENDPOINT,
+    podMac: POD_MAC,
+    endpointMac: ENDPOINT_MAC,
+    vni: VNI,
+    family,
+  })
   ipBatch(['address add 10.244.0.3/24 dev eth0', 'address add fd00:244::3/64 dev eth0 nodad', quiet('eth0')], PEER)
   // NB: a veth leaves checksums to a wire that never comes, and AF_XDP shows packets as they were sent.
   ethtool(ENDPOINT, '-K', 'eth0', 'tx', 'off')
