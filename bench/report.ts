@@ -2,7 +2,7 @@
 
 import { writeFileSync } from 'node:fs'
 import { escapeHtml } from '../src/lab/format.ts'
-import { PAGE_STYLE } from '../src/lab/page-style.ts'
+import { PAGE_STYLE, pageHead } from '../src/lab/page-style.ts'
 import { number } from './harness.ts'
 import type { Result } from './result.ts'
 
@@ -36,17 +36,7 @@ nav a { margin-right: .9rem; }
 export function renderReport(results: readonly Result[]): string {
   const benches = groups(results, result => result.bench)
   const links = benches.map(([name]) => `<a href="#${encodeURIComponent(name)}">${escapeHtml(name)}</a>`)
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<title>Detour, measured</title>
-<style>${PAGE_STYLE}${STYLE}</style>
-</head>
+  return `${pageHead('Detour, measured', PAGE_STYLE + STYLE)}
 <body>
 <header>
 <h1>Detour, measured</h1>

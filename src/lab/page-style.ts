@@ -1,4 +1,21 @@
-// The report page's style sheet: colours that the colour-blind can tell apart, light and dark.
+// What the report pages begin with, and their style sheet: colours that the colour-blind can tell apart, light and dark.
+
+import { escapeHtml } from './format.ts'
+
+/** The beginning of a self-contained page, up to its body; `scripts` is what the content security policy says of them. */
+export function pageHead(title: string, style: string, scripts = ''): string {
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; ${scripts}img-src data:">
+<link rel="icon" href="data:,">
+<title>${escapeHtml(title)}</title>
+<style>${style}</style>
+</head>`
+}
 
 export const PAGE_STYLE = `
 :root {

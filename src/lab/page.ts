@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import type { DropRow } from '../control/protocol.ts'
 import { bytes, compact, escapeHtml } from './format.ts'
 import { PAGE_SCRIPT } from './page-script.ts'
-import { PAGE_STYLE } from './page-style.ts'
+import { PAGE_STYLE, pageHead } from './page-style.ts'
 import { type FaceSnapshot, type LabReport, makeReportFolder, type StepResult } from './report.ts'
 import { renderTopology } from './topology-svg.ts'
 
@@ -17,18 +17,12 @@ export function renderPage(report: LabReport): string {
   const verdict = all
     ? `All ${ok} steps did what they should`
     : `${report.steps.length - ok} of ${report.steps.length} steps did not do what they should`
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<title>Detour laboratory: ${escapeHtml(verdict)}</title>
-<style>${library('uplot/dist/uPlot.min.css')}
-${PAGE_STYLE}</style>
-</head>
+  return `${pageHead(
+    `Detour laboratory: ${verdict}`,
+    `${library('uplot/dist/uPlot.min.css')}
+${PAGE_STYLE}`,
+    "script-src 'unsafe-inline'; ",
+  )}
 <body>
 <header>
 <h1>Detour laboratory</h1>
