@@ -197,8 +197,25 @@ function place(run: string, role: Role): Place {
   return { role, namespace, path: namespacePath(namespace), ...ADDRESS[role], interface: interfaceName(run, role) }
 }
 
-// Every step is tried, whatever becomes of the others: on Ctrl-C the faces clean up after themselves at the same time.
+/** How often a clean-up is begun again when something is left, and the time in between, ms. */
+const REMOVALS = 5
+const REMOVAL_PAUSE_MS = 200
+
+// On Ctrl-C the faces clean up after themselves at the same time, and one that is killed in the middle of that may still
+// hold, or make anew, what was just looked at.
 function removeRun(run: string): void {
+  for (let left = REMOVALS; ; left--) {
+    const [failure] = removeOnce(run)
+    if (namespacesOf(run).length === 0 && pinsOf(run).length === 0) break
+    if (left === 1) throw failure ?? new DetourError('system', `lab: ${leftOver(run).join(', ')} cannot be removed`)
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, REMOVAL_PAUSE_MS)
+  }
+  // Last, because a later clean-up finds the run by it.
+  rmSync(statePath(run), { force: true })
+}
+
+// Every step is tried, whatever becomes of the others; returns what failed.
+function removeOnce(run: string): unknown[] {
   const failures: unknown[] = []
   const attempt = (step: () => void) => {
     try {
@@ -218,9 +235,7 @@ function removeRun(run: string): void {
   }
   for (const namespace of namespaces) attempt(() => deleteNamespace(namespace))
   for (const file of socketsOf(run)) attempt(() => rmSync(file, { force: true }))
-  if (namespacesOf(run).length > 0 || pinsOf(run).length > 0) throw failures[0]
-  // Last, because a later clean-up finds the run by it.
-  rmSync(statePath(run), { force: true })
+  return failures
 }
 
 /** The id of a pod's attachment, which also names its pins. */

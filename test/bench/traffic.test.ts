@@ -171,7 +171,11 @@ describe.skipIf(missing !== undefined)(
           ...filter,
         ])
         const captured = once(tcpdump, 'close')
-        for await (const text of tcpdump.stderr) if (String(text).includes('listening')) break
+        // NB: its stderr stays open: it goes on writing the line that says so, and would end by SIGPIPE.
+        await new Promise<void>((resolve, reject) => {
+          tcpdump.stderr.on('data', text => String(text).includes('listening') && resolve())
+          captured.then(() => reject(new Error('tcpdump ended before it listened')), reject)
+        })
         const sourcePorts = by === 'frames' ? 50 : 70
         const input: GenerateInput = {
           ...{ by, interface: 'eth0', size: 64, flows: 70, sourcePorts, port: 9, rate: 0, seconds: 10, once: true },

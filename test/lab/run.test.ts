@@ -146,14 +146,18 @@ describe.skipIf(reason !== null)(`lab run${reason === null ? '' : ` (skipped: ${
       // As at a terminal: the signal goes to every process of a group, tools that clean up included.
       const child = spawn(process.execPath, [MAIN, 'lab', ...options], { detached: true })
       const ended = new Promise(resolve => child.once('close', (status, signal) => resolve(signal ?? status)))
+      let said = ''
       await new Promise<void>(resolve => {
-        child.stderr.on('data', text => String(text).includes('GET /secret') && resolve())
+        child.stderr.on('data', text => {
+          said += text
+          if (said.includes('GET /secret')) resolve()
+        })
       })
       const before = leftOver(run).length
       process.kill(-child.pid!, 'SIGINT')
       while (leftOver(run).length === before) await new Promise(setImmediate)
       process.kill(-child.pid!, 'SIGINT')
-      expect(await ended).toBe(130)
+      expect(await ended, said).toBe(130)
       expect(leftOver(run)).toEqual([])
     },
     LIMIT_MS,
