@@ -5,6 +5,7 @@ import { DetourError, type ErrorCode } from '../errors.ts'
 import {
   decodeReply,
   encodeRequest,
+  type Failure,
   FrameReader,
   type Reply,
   type ReplyBodies,
@@ -13,11 +14,21 @@ import {
   VERSIONS,
 } from './protocol.ts'
 
+/** The server understood and refused: `failure` says why. */
+export class ControlRefusal extends DetourError {
+  readonly failure: Failure['code']
+
+  constructor(failure: Failure['code'], message: string) {
+    super(failure === 'permission' ? 'permission' : 'system', message)
+    this.failure = failure
+  }
+}
+
 /** A connection that has said hello. */
 export interface ControlClient {
   /** The protocol version that both ends speak. */
   readonly version: number
-  /** Asks one thing. Throws DetourError when the server refuses, is gone, or is silent for too long. */
+  /** Asks one thing. Throws ControlRefusal when the server refuses, DetourError when it is gone or silent for too long. */
   ask<T extends Topic>(topic: T, body: RequestBodies[T]): Promise<ReplyBodies[T]>
   close(): void
 }
@@ -29,7 +40,10 @@ interface Waiting {
   timer: NodeJS.Timeout
 }
 
-/** Connects and negotiates the version. Throws DetourError: not-found when nobody listens there. */
+/**
+ * Connects and negotiates the version. `timeoutMs` bounds the connecting and each answer. Throws DetourError: not-found
+ * when nobody listens there.
+ */
 export async function connectControl(path: string, timeoutMs = 5000): Promise<ControlClient> {
   const connection = new Connection(await open(path, timeoutMs), path, timeoutMs)
   try {
@@ -112,13 +126,14 @@ class Connection implements ControlClient {
   }
 
   private settle(reply: Reply): void {
-    if (reply.body === 'failure' && reply.id === 0) this.end(this.error(reply.failure!.message))
+    if (reply.body === 'failure' && reply.id === 0) this.end(this.refusal(reply.failure!))
     const waiting = this.waiting.get(reply.id)
     if (waiting === undefined) return
     this.waiting.delete(reply.id)
     clearTimeout(waiting.timer)
     if (reply.body === waiting.topic) waiting.resolve(reply[waiting.topic] as never)
-    else waiting.reject(this.error(reply.failure?.message ?? `an answer to ${waiting.topic} that is none`))
+    else if (reply.body === 'failure') waiting.reject(this.refusal(reply.failure!))
+    else waiting.reject(this.error(`an answer to ${waiting.topic} that is none`))
   }
 
   private end(error: Error): void {
@@ -130,6 +145,10 @@ class Connection implements ControlClient {
       reject(error)
     }
     this.waiting.clear()
+  }
+
+  private refusal({ code, message }: Failure): ControlRefusal {
+    return new ControlRefusal(code, `control socket ${this.path}: ${message}`)
   }
 
   private error(message: string): DetourError {

@@ -1,8 +1,16 @@
 // The control protocol's messages and frames (control.proto), for both ends. No native code, no socket.
 
-import { readFileSync } from 'node:fs'
 import protobuf from 'protobufjs'
-import { packageRoot } from './package.ts'
+import type {
+  AttachReply,
+  AttachRequest,
+  CheckReply,
+  CheckRequest,
+  CollectRequest,
+  DetachRequest,
+  ReadyReply,
+} from './operations.ts'
+import { schemaText } from './schema.ts'
 import type { AlarmRow, AttachmentRow, FlowPage, FlowQuery, UnderlayRow } from './source.ts'
 
 /** The protocol versions that this build speaks. */
@@ -58,6 +66,11 @@ export interface RequestBodies {
   attachments: object
   underlay: object
   alarms: object
+  attach: AttachRequest
+  detach: DetachRequest
+  check: CheckRequest
+  ready: object
+  collect: CollectRequest
 }
 
 /** Reply bodies by the name of what was asked. */
@@ -70,13 +83,27 @@ export interface ReplyBodies {
   attachments: Rows<AttachmentRow>
   underlay: Rows<UnderlayRow>
   alarms: Rows<AlarmRow>
+  attach: AttachReply
+  detach: { found: boolean }
+  check: CheckReply
+  ready: ReadyReply
+  collect: { removed: string[] }
 }
 
 export type Topic = keyof RequestBodies
 
 /** Why a request, or with id 0 the connection, was refused. */
 export interface Failure {
-  code: 'protocol' | 'version' | 'permission' | 'busy' | 'too-large' | 'unknown-request' | 'internal'
+  code:
+    | 'protocol'
+    | 'version'
+    | 'permission'
+    | 'busy'
+    | 'too-large'
+    | 'unknown-request'
+    | 'bad-request'
+    | 'unavailable'
+    | 'internal'
   message: string
 }
 
@@ -84,7 +111,7 @@ export interface Failure {
 export type Request = { id: number; body?: Topic } & Partial<RequestBodies>
 export type Reply = { id: number; body?: Topic | 'failure'; failure?: Failure } & Partial<ReplyBodies>
 
-const schema = protobuf.parse(readFileSync(new URL('src/control/control.proto', packageRoot), 'utf8')).root
+const schema = protobuf.parse(schemaText).root
 const requestType = schema.lookupType('detour.control.Request')
 const replyType = schema.lookupType('detour.control.Reply')
 const PLAIN = { longs: Number, defaults: true, arrays: true, oneofs: true }
