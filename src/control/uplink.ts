@@ -12,7 +12,7 @@ import {
   isHeld,
   release,
 } from '../os/classifier.ts'
-import { linkInfo } from '../os/netns.ts'
+import { linkInfo } from '../os/link.ts'
 import { quietTap } from '../os/tun.ts'
 import { fromUplink, toUplink } from './programs.ts'
 

@@ -30,7 +30,7 @@ import {
 } from '../os/bpf.ts'
 import { type AttachRung, attachClassifier, countHeld, detachClassifiers, release } from '../os/classifier.ts'
 import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
-import { deleteLink, linkInfo } from '../os/netns.ts'
+import { deleteLink, linkInfo } from '../os/link.ts'
 import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
 
 /** Where the pins of attachments lie, one directory an attachment. */

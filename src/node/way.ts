@@ -71,7 +71,7 @@ export class Way {
     const route = link === undefined ? undefined : socket.route(remote, local, link.index)
     if (link !== undefined) this.mtu = Math.min(link.mtu, route?.mtu ?? link.mtu, this.largest)
     this.addresses = undefined
-    if (link?.ethernet && link.running && route?.index === link.index) {
+    if (link?.type === 'ether' && link.running && route?.index === link.index) {
       const hop = route.gateway ?? remote
       if (this.direct) socket.useNeighbour(hop, link.index)
       const mac = socket.neighbour(hop, link.index)

@@ -100,17 +100,6 @@ export function ipBatch(commands: string[], namespace = ''): void {
   run('ip', ['-batch', '-'], namespace, `${commands.join('\n')}\n`)
 }
 
-/** Removes an interface; one that is not there, or whose namespace is not there, is fine. */
-export function deleteLink(name: string, namespace = ''): void {
-  try {
-    ip(['link', 'delete', 'dev', name], namespace)
-  } catch (error) {
-    const gone =
-      error instanceof DetourError && (error.code === 'not-found' || /Cannot find device/.test(error.message))
-    if (!gone) throw error
-  }
-}
-
 /** Runs `tc` and returns what it printed. Throws DetourError with the command and its stderr. */
 export function tc(args: string[], namespace = ''): string {
   return run('tc', args, namespace)
@@ -132,45 +121,5 @@ export function queueDrops(name: string, namespace = ''): number | undefined {
   } catch (error) {
     if (error instanceof DetourError && error.code === 'not-found') return undefined
     throw error
-  }
-}
-
-/** What is known of an interface. */
-export interface LinkInfo {
-  name: string
-  index: number
-  /** `ether` for Ethernet. */
-  type: string
-  mac: string
-  mtu: number
-  /** IPv4 and IPv6 addresses without prefix length, link-local ones included. */
-  addresses: string[]
-}
-
-/** Reads an interface's index, MAC, MTU and addresses. Throws DetourError when there is no such interface. */
-export function linkInfo(name: string, namespace = ''): LinkInfo {
-  let link: {
-    ifindex: number
-    link_type: string
-    address: string
-    mtu: number
-    addr_info: { local: string }[]
-  }
-  try {
-    link = JSON.parse(ip(['-j', 'address', 'show', 'dev', name], namespace))[0]
-  } catch (cause) {
-    if (!(cause instanceof DetourError) || cause.code !== 'system' || !/does not exist|Cannot find/.test(cause.message))
-      throw cause
-    throw new DetourError('not-found', `interface ${name} does not exist in namespace ${namespace || '(current)'}`, {
-      cause,
-    })
-  }
-  return {
-    name,
-    index: link.ifindex,
-    type: link.link_type,
-    mac: link.address,
-    mtu: link.mtu,
-    addresses: link.addr_info.map(info => info.local),
   }
 }

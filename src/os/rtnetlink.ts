@@ -28,6 +28,7 @@ const RTM = {
   NEWLINK: 16,
   DELLINK: 17,
   GETLINK: 18,
+  SETLINK: 19,
   NEWADDR: 20,
   DELADDR: 21,
   GETADDR: 22,
@@ -41,7 +42,7 @@ const RTM = {
   DELTFILTER: 45,
 } as const
 
-const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4, STATS64: 23 } as const
+const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4, STATS64: 23, GSO_MAX_SIZE: 41 } as const
 const IFA = { ADDRESS: 1, LOCAL: 2 } as const
 const RTA = { DST: 1, SRC: 2, OIF: 4, GATEWAY: 5, METRICS: 8, VIA: 18 } as const
 const RTAX_MTU = 2
@@ -52,7 +53,8 @@ const NDA = { DST: 1, LLADDR: 2 } as const
 /** Where tx_dropped lies in struct rtnl_link_stats64. */
 const TX_DROPPED = 56
 
-const ARPHRD_ETHER = 1
+/** Names of interface types as iproute2 prints them (linux/if_arp.h); the others are numbers here. */
+const TYPE: Partial<Record<number, string>> = { 1: 'ether', 768: 'ipip', 772: 'loopback', 778: 'gre', 65534: 'none' }
 const IFF_UP = 1
 const IFF_RUNNING = 0x40
 const RTN_UNICAST = 1
@@ -67,7 +69,8 @@ const BUFFER = 65_536
 export interface Link {
   index: number
   name: string
-  ethernet: boolean
+  /** `ether` for Ethernet. */
+  type: string
   /** Set up by its owner. */
   up: boolean
   /** Up and with a carrier. */
@@ -77,6 +80,14 @@ export interface Link {
   mac: string
   /** Packets that it dropped instead of sending: of a TAP, those that its queue had no room for. */
   txDropped: number
+}
+
+/** What may be set of an interface. */
+export interface LinkSettings {
+  up?: true
+  mtu?: number
+  /** The largest super-packet that it is given, bytes. */
+  gsoMaxSize?: number
 }
 
 /** Where packets for an address go. */
@@ -126,10 +137,27 @@ export class Rtnetlink {
 
   /** An interface; undefined when there is none. */
   link(name: string): Link | undefined {
-    const request = [...words(0, 0, 0, 0), ...attribute(IFLA.IFNAME, new TextEncoder().encode(`${name}\0`))]
+    const request = [...words(0, 0, 0, 0), ...attribute(IFLA.IFNAME, cString(name))]
     for (const message of this.ask(RTM.GETLINK, 0, request, ERRNO.ENODEV))
       if (message.type === RTM.NEWLINK) return this.readLink(message)
     return undefined
+  }
+
+  /** Changes an interface. Throws DetourError. */
+  setLink(name: string, { up, mtu, gsoMaxSize }: LinkSettings): void {
+    const request = [
+      ...words(0, 0, up ? IFF_UP : 0, up ? IFF_UP : 0),
+      ...attribute(IFLA.IFNAME, cString(name)),
+      ...(mtu === undefined ? [] : attribute(IFLA.MTU, words(mtu))),
+      ...(gsoMaxSize === undefined ? [] : attribute(IFLA.GSO_MAX_SIZE, words(gsoMaxSize))),
+    ]
+    for (const _ of this.ask(RTM.SETLINK, NLM_F_ACK, request));
+  }
+
+  /** Removes an interface; one that is not there is fine. */
+  deleteLink(name: string): void {
+    const request = [...words(0, 0, 0, 0), ...attribute(IFLA.IFNAME, cString(name))]
+    for (const _ of this.ask(RTM.DELLINK, NLM_F_ACK, request, ERRNO.ENODEV));
   }
 
   /** IPv4 and IPv6 addresses of an interface, as bytes. */
@@ -268,6 +296,7 @@ export class Rtnetlink {
   // struct ifinfomsg: family u8, type u16 at 2, index at 4, flags at 8.
   private readLink({ at, end }: Message): Link {
     const flags = view.getUint32(at + 8, true)
+    const type = view.getUint16(at + 2, true)
     const name = this.attribute(at + 16, end, IFLA.IFNAME) ?? new Uint8Array()
     const mac = this.attribute(at + 16, end, IFLA.ADDRESS) ?? new Uint8Array()
     const mtu = this.find(at + 16, end, IFLA.MTU)
@@ -275,7 +304,7 @@ export class Rtnetlink {
     return {
       index: view.getInt32(at + 4, true),
       name: decoder.decode(name).replace(/\0.*$/, ''),
-      ethernet: view.getUint16(at + 2, true) === ARPHRD_ETHER,
+      type: TYPE[type] ?? `${type}`,
       up: (flags & IFF_UP) !== 0,
       running: (flags & IFF_RUNNING) !== 0,
       mtu: mtu < 0 ? 0 : view.getUint32(mtu + 4, true),
@@ -317,6 +346,8 @@ export function rtnetlinkIn(namespace: string, groups = 0): Rtnetlink | undefine
 const ANY = -1
 
 const familyOf = (address: Uint8Array) => (address.length === 4 ? AF.INET : AF.INET6)
+
+const cString = (text: string) => new TextEncoder().encode(`${text}\0`)
 
 /** 32-bit words as the bytes of a little-endian machine. */
 function words(...values: number[]): number[] {

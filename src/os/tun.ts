@@ -3,7 +3,8 @@
 import { closeSync, constants, openSync, writeFileSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
 import { ERRNO, ioctl, must, systemError } from './libc.ts'
-import { inNamespace, ipBatch } from './netns.ts'
+import { setLink } from './link.ts'
+import { inNamespace } from './netns.ts'
 
 const TUNSETIFF = 0x400454ca
 const TUNSETPERSIST = 0x400454cb
@@ -131,5 +132,5 @@ export function quietTap(name: string, namespace: string): void {
       // A kernel without IPv6 has nothing to keep quiet, and a read-only /proc/sys costs only some noise.
     }
   })
-  ipBatch([`link set dev ${name} mtu ${TAP_MTU} gso_max_size ${LARGEST_SUPER_PACKET} up`], namespace)
+  setLink(name, namespace, { mtu: TAP_MTU, gsoMaxSize: LARGEST_SUPER_PACKET, up: true })
 }

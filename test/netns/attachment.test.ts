@@ -13,7 +13,8 @@ import {
 } from '../../src/node/attachment.ts'
 import { deleteFromMap, updateMap } from '../../src/os/bpf.ts'
 import type { FailCounters } from '../../src/os/heartbeat.ts'
-import { inNamespace, linkInfo, tc } from '../../src/os/netns.ts'
+import { linkInfo } from '../../src/os/link.ts'
+import { inNamespace, tc } from '../../src/os/netns.ts'
 import {
   type Child,
   HOST4,

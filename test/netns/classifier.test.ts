@@ -6,7 +6,8 @@ import { Assembler } from '../../src/os/assembler.ts'
 import { getPinned, loadClassifier, makePinDirectory } from '../../src/os/bpf.ts'
 import { attachClassifier, countHeld, detachClassifiers, type Hold, isHeld, release } from '../../src/os/classifier.ts'
 import { bpf, close, must } from '../../src/os/libc.ts'
-import { deleteLink, tc } from '../../src/os/netns.ts'
+import { deleteLink } from '../../src/os/link.ts'
+import { tc } from '../../src/os/netns.ts'
 import { missing, title, wire } from './support.ts'
 
 describe.skipIf(missing !== '')(title('classifiers'), () => {

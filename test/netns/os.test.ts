@@ -17,14 +17,13 @@ import {
 } from '../../src/os/bpf.ts'
 import { msToUnits } from '../../src/os/clock.ts'
 import { HEARTBEAT_SIZE, Heartbeat } from '../../src/os/heartbeat.ts'
+import { deleteLink, linkInfo } from '../../src/os/link.ts'
 import {
   createNamespace,
-  deleteLink,
   deleteNamespace,
   inNamespace,
   ip,
   ipBatch,
-  linkInfo,
   listNamespaces,
   queueDrops,
 } from '../../src/os/netns.ts'

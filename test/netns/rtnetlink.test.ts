@@ -2,7 +2,8 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { close } from '../../src/os/libc.ts'
-import { createNamespace, deleteNamespace, ip, ipBatch, linkInfo, tc } from '../../src/os/netns.ts'
+import { linkInfo } from '../../src/os/link.ts'
+import { createNamespace, deleteNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { GROUP, Rtnetlink } from '../../src/os/rtnetlink.ts'
 import { openTap } from '../../src/os/tun.ts'
 import { missing, Probe, title } from './support.ts'
@@ -40,14 +41,14 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
     expect(ask.link('eth0')).toEqual({
       index: info.index,
       name: 'eth0',
-      ethernet: true,
+      type: 'ether',
       up: true,
       running: true,
       mtu: 1450,
       mac: info.mac,
       txDropped: 0,
     })
-    expect(ask.link('lo')).toMatchObject({ ethernet: false, mtu: 65_536, mac: '00:00:00:00:00:00' })
+    expect(ask.link('lo')).toMatchObject({ type: 'loopback', mtu: 65_536, mac: '00:00:00:00:00:00' })
     expect(ask.link('eth7')).toBeUndefined()
     const addresses = ask.addresses(info.index).map(address => Array.from(address))
     expect(addresses).toHaveLength(info.addresses.length)

@@ -11,16 +11,8 @@ import { type RunningNode, startNode } from '../../src/node/node.ts'
 import { getPinned } from '../../src/os/bpf.ts'
 import { type FailMode, Heartbeat } from '../../src/os/heartbeat.ts'
 import { addressOf, bpf, close, interfaceIndex, must } from '../../src/os/libc.ts'
-import {
-  createNamespace,
-  deleteLink,
-  deleteNamespace,
-  inNamespace,
-  ip,
-  ipBatch,
-  linkInfo,
-  tc,
-} from '../../src/os/netns.ts'
+import { deleteLink, linkInfo } from '../../src/os/link.ts'
+import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { missing, runIn, title } from './support.ts'
 
 const PODS = ['dth-pod', 'dth-pod2']

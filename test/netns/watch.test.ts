@@ -2,7 +2,8 @@
 
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { LinkWatch } from '../../src/node/watch.ts'
-import { createNamespace, deleteLink, deleteNamespace, ip, ipBatch, linkInfo, tc } from '../../src/os/netns.ts'
+import { deleteLink, linkInfo } from '../../src/os/link.ts'
+import { createNamespace, deleteNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { missing, title } from './support.ts'
 
 describe.skipIf(missing !== '')(title('link watch'), () => {

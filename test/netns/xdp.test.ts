@@ -27,7 +27,8 @@ import {
   setsockopt,
   socket,
 } from '../../src/os/libc.ts'
-import { createNamespace, deleteLink, deleteNamespace, inNamespace, ip, ipBatch, linkInfo } from '../../src/os/netns.ts'
+import { deleteLink, linkInfo } from '../../src/os/link.ts'
+import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
 import { openXdp, steerToSockets, type XdpHandle, type XdpOptions, xdpStatistics } from '../../src/os/xdp.ts'
 import { address, frame as build, type Inner } from '../pipeline/packets.ts'
 import { plainSum } from '../pipeline/super.ts'
