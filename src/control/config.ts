@@ -1,4 +1,4 @@
-// The configuration of a tunnel and its pipeline, shared by every face.
+// The configuration of a node, parts of which other faces share.
 
 import { isIP } from 'node:net'
 import { availableParallelism } from 'node:os'
@@ -28,6 +28,10 @@ export type ExpressRung = (typeof EXPRESS_RUNGS)[number]
 export const FAIL_MODES = ['open', 'closed'] as const
 export type FailMode = (typeof FAIL_MODES)[number]
 
+/** How urgent a line of the log is; pino's names. */
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+export type LogLevel = (typeof LOG_LEVELS)[number]
+
 /** How many workers a face has. */
 export type WorkerCount = 'auto' | number
 
@@ -42,6 +46,17 @@ const isAddress = (value: string) => isIP(value) !== 0 && !value.includes('%')
 const address = () => text('an IPv4 or IPv6 address', isAddress)
 const isWithin = (value: unknown, most: number) => Number.isInteger(value) && +value! >= 0 && +value! <= most
 
+const isPath = (value: string) => /^\/[^\0]{0,1023}$/.test(value)
+const isName = (value: string) => /^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$/.test(value)
+// IFNAMSIZ; dev_valid_name() of net/core/dev.c.
+const isInterface = (value: string) => /^[^\s/:\0]{1,15}$/.test(value) && value !== '.' && value !== '..'
+
+function isListen(value: string): boolean {
+  if (value === 'none') return true
+  const [, inner, plain, port] = /^(?:\[(.+)\]|([\d.]+)):(\d{1,5})$/.exec(value) ?? []
+  return isIP(inner ?? '') === 6 || isIP(plain ?? '') === 4 ? isWithin(Number(port), 65535) : false
+}
+
 function isPrefix(value: string): boolean {
   const [base, bits, ...rest] = value.split('/')
   return rest.length === 0 && isAddress(base) && /^\d{1,3}$/.test(bits ?? '') && +bits <= (isIP(base) === 4 ? 32 : 128)
@@ -52,26 +67,29 @@ function isPorts(value: unknown): boolean {
   return isWithin(value, 65535) || (first <= last && last <= 65535)
 }
 
+// What is described here is what `detour node --print-config` prints.
+
 const tunnel = section({
-  profile: oneOf(PROFILES).default('geneve'),
-  /** The endpoint's UDP port; the profile's own when not given. */
-  port: integer(1, 65535).optional(),
-  vni: integer(0, 0xffffff).default(1),
-  local: address().optional(),
-  remote: address().optional(),
-  /** Of the outer header (pipe model). */
-  ttl: integer(1, 255).default(64),
-  /** Of the outer header: the inner one's, or a fixed code point (RFC 2983). */
-  dscp: such<'copy' | number>(
-    'copy, or an integer from 0 to 63',
-    value => value === 'copy' || isWithin(value, 63),
-  ).default('copy'),
-  /** RFC 6040: `normal` copies the inner field outward, `compatibility` sends Not-ECT. */
-  ecn: oneOf(['normal', 'compatibility']).default('normal'),
-  /** `auto`: zero over IPv4, computed over IPv6; `zero` over IPv6 needs a peer that agrees (RFC 6935). */
-  udpChecksum: oneOf(['auto', 'zero', 'always']).default('auto'),
-  /** Drops VXLAN packets with non-zero reserved bits, as Linux does; RFC 7348 section 5 says to ignore them. */
-  strictReserved: yesNo().default(false),
+  profile: oneOf(PROFILES).default('geneve').describe('Which headers packets get, and the standard UDP port.'),
+  port: integer(1, 65535).optional().describe("The endpoint's UDP port; the profile's own when not given."),
+  vni: integer(0, 0xffffff).default(1).describe('Virtual network identifier.'),
+  local: address().optional().describe("This node's own address of the tunnel; the uplink's when not given."),
+  remote: address().optional().describe('The endpoint, where there is one; of several, see endpoints.'),
+  ttl: integer(1, 255).default(64).describe('Of the outer header (pipe model).'),
+  dscp: such<'copy' | number>('copy, or an integer from 0 to 63', value => value === 'copy' || isWithin(value, 63))
+    .default('copy')
+    .describe("Of the outer header: the inner one's, or a fixed code point (RFC 2983)."),
+  ecn: oneOf(['normal', 'compatibility'])
+    .default('normal')
+    .describe('RFC 6040: normal copies the inner field outward, compatibility sends Not-ECT.'),
+  udpChecksum: oneOf(['auto', 'zero', 'always'])
+    .default('auto')
+    .describe('auto: zero for VXLAN over IPv4, else computed; zero over IPv6 needs a peer that agrees (RFC 6935).'),
+  strictReserved: yesNo()
+    .default(false)
+    .describe(
+      'Drops VXLAN packets with non-zero reserved bits, as Linux does; RFC 7348 section 5 says to ignore them.',
+    ),
 })
   .refine(t => t.local === undefined || t.remote === undefined || isIP(t.local) === isIP(t.remote), {
     path: ['remote'],
@@ -80,18 +98,19 @@ const tunnel = section({
   .transform(t => ({ ...t, port: t.port ?? PROFILE_PORT[t.profile] }))
 
 const flows = section({
-  /** Of each worker; further flows are refused with FLOW_TABLE_FULL. */
-  capacity: integer(1, 1_048_576).default(1_048_576),
-  tcpTimeoutSeconds: integer(1, 86_400, 'seconds').default(350),
-  otherTimeoutSeconds: integer(1, 86_400, 'seconds').default(120),
+  capacity: integer(1, 1_048_576)
+    .default(1_048_576)
+    .describe('Of each worker; further flows are refused and counted (flow-table-full).'),
+  tcpTimeoutSeconds: integer(1, 86_400, 'seconds').default(350).describe('Idle time after which TCP flows end.'),
+  otherTimeoutSeconds: integer(1, 86_400, 'seconds').default(120).describe('Idle time after which other flows end.'),
 })
 
 const bypassRule = section({
-  /** The far side. */
-  cidr: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional(),
+  cidr: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional().describe('The far side.'),
   protocol: oneOf(['tcp', 'udp', 'icmp']).optional(),
-  /** The destination's. */
-  port: such<number | string>('a port from 0 to 65535, or a range like 8000-8100', isPorts).optional(),
+  port: such<number | string>('a port from 0 to 65535, or a range like 8000-8100', isPorts)
+    .optional()
+    .describe("The destination's."),
 })
   .refine(rule => Object.values(rule).some(value => value !== undefined), {
     error: 'allowed: a rule with at least one of cidr, protocol, port',
@@ -101,34 +120,157 @@ const bypassRule = section({
     error: 'allowed beside a port: tcp, udp',
   })
 
+const endpoint = section({
+  address: address().describe('Of the IP version of tunnel.local.'),
+  name: text('a name of 1 to 63 letters, digits, ".", "_" or "-"', isName)
+    .optional()
+    .describe('The address when not given.'),
+  weight: integer(1, 1000).default(1).describe('Share of the flows among healthy endpoints.'),
+  drain: yesNo().default(false).describe('Keeps its flows and gets no new ones.'),
+})
+
+const check = (intervalMs: number, limitMs: number) => ({
+  intervalMs: integer(10, 60_000, 'milliseconds').default(intervalMs).describe('Time between two.'),
+  limitMs: integer(20, 60_000, 'milliseconds').default(limitMs).describe('Silence that counts as a failure.'),
+})
+
+const health = section({
+  probe: section(check(100, 350))
+    .prefault({})
+    .describe('A packet through the tunnel that must come back, as pods’ packets do.'),
+  icmp: section(check(1000, 1000))
+    .optional()
+    .describe("Echo requests to the endpoint's address; needs the package raw-socket."),
+  tcp: section({ port: integer(1, 65535).describe('Of the endpoint.'), ...check(1000, 1000) })
+    .optional()
+    .describe('Connections to a port of the endpoint.'),
+  rise: integer(1, 100).default(3).describe('Successes in a row after which an endpoint is up.'),
+  fall: integer(1, 100).default(1).describe('Failures in a row after which it is down.'),
+  holdDownSeconds: integer(0, 3600, 'seconds')
+    .default(0)
+    .describe('How long an endpoint that went down stays so at least.'),
+})
+
+const node = section({
+  uplink: text('the name of an interface', isInterface)
+    .optional()
+    .describe('Interface toward the endpoints; the one that the route to the first takes when not given.'),
+  namespace: text('the path of a network namespace', isPath)
+    .optional()
+    .describe("Network namespace of the uplink; the daemon's own when not given."),
+  control: text('an absolute path', isPath).default('/run/detour/detour.sock').describe('Control socket.'),
+  state: text('an absolute path', isPath)
+    .default('/run/detour')
+    .describe('Folder of what must outlive the daemon but not a reboot.'),
+  standby: yesNo().default(true).describe('Keeps a second process ready to take over when this one dies.'),
+})
+
+const pods = section({
+  inspect: yesNo()
+    .default(true)
+    .describe('Whether pods are inspected that say nothing; their annotation detour.dev/inspect says it.'),
+  excludeNamespaces: z
+    .array(text('a Kubernetes namespace', isName), { error: 'allowed: a list of namespaces' })
+    .default(['kube-system'])
+    .describe('Pods of these Kubernetes namespaces are never inspected, whatever they say.'),
+  bypassNode: yesNo()
+    .default(true)
+    .describe("Packets between a pod and any address of its own node are not steered: kubelet's probes."),
+  antiSpoofing: yesNo().default(true).describe('A pod may send from its own MAC and IP addresses only.'),
+  flows: integer(1, 1_048_576)
+    .default(131_072)
+    .describe("Of one attachment at each worker; a pod's further flows are refused and counted."),
+})
+
 /** The whole configuration; every key has a default, except the addresses. */
 export const configSchema = section({
-  tunnel: tunnel.prefault({}),
-  flows: flows.prefault({}),
-  failMode: oneOf(FAIL_MODES).default('closed'),
-  /** The age of the heartbeat at which the kernel takes the daemon for dead. */
-  heartbeatLimitMs: integer(20, 60_000, 'milliseconds').default(200),
+  node: node.prefault({}).describe('The daemon itself.'),
+  tunnel: tunnel.prefault({}).describe('How packets travel to the endpoints.'),
+  endpoints: z
+    .array(endpoint, { error: 'allowed: a list of endpoints' })
+    .max(64, { error: 'allowed: at most 64 endpoints' })
+    .default([])
+    .describe('Where packets are inspected. tunnel.remote is the short form of one.'),
+  health: health.prefault({}).describe('How endpoints are found to be up or down.'),
+  rebalance: oneOf(['never', 'onFailure'])
+    .default('onFailure')
+    .describe('What becomes of the flows of an endpoint that is down: they stay with it, or move to the others.'),
+  pods: pods.prefault({}).describe('Which pods are inspected, and what they may do.'),
+  failMode: oneOf(FAIL_MODES)
+    .default('closed')
+    .describe(
+      'What becomes of packets that cannot be inspected: open passes them, closed drops them. A pod may say otherwise by its annotation detour.dev/fail-mode.',
+    ),
+  heartbeatLimitMs: integer(20, 60_000, 'milliseconds')
+    .default(200)
+    .describe('The age of the heartbeat at which the kernel takes the daemon for dead.'),
+  flows: flows.prefault({}).describe('The flow tables.'),
+  bypass: z
+    .array(bypassRule, { error: 'allowed: a list of rules' })
+    .default([{ cidr: '169.254.169.254/32' }, { protocol: 'udp', port: 53 }, { protocol: 'tcp', port: 53 }])
+    .describe("Packets that match any of these are never steered: the cloud's metadata service and DNS by default."),
+  mssClamp: such<'auto' | 'none' | number>(
+    'auto, none, or an integer from 536 to 65495 (bytes)',
+    value => value === 'auto' || value === 'none' || (isWithin(value, 65495) && +value! >= 536),
+  )
+    .default('auto')
+    .describe("The largest segment that TCP's SYN packets may announce: auto lowers it to what fits the tunnel."),
   rungs: section({
-    attach: oneOf(ATTACH_RUNGS).default('auto'),
-    offload: oneOf(OFFLOAD_RUNGS).default('auto'),
-    /** A device of their own for small packets to the endpoint, where there is one; it passes by the uplink's queueing discipline and egress programs. */
-    express: oneOf(EXPRESS_RUNGS).default('auto'),
-  }).prefault({}),
-  /** Threads that share the flows, each with a queue of every device; `auto` goes by the processors there are. */
+    attach: oneOf(ATTACH_RUNGS).default('auto').describe('How packets are taken from a pod.'),
+    offload: oneOf(OFFLOAD_RUNGS).default('auto').describe('How super-packets leave; auto never takes af-xdp.'),
+    express: oneOf(EXPRESS_RUNGS)
+      .default('auto')
+      .describe(
+        "A device of their own for small packets to the endpoint, where there is one; it passes by the uplink's queueing discipline and egress programs.",
+      ),
+  })
+    .prefault({})
+    .describe('Ways of the kernel: the best that works, or the one that is named.'),
   workers: such<WorkerCount>(
     `auto, or an integer from 1 to ${MAX_WORKERS}`,
     value => value === 'auto' || (isWithin(value, MAX_WORKERS) && value !== 0),
-  ).default(1),
-  /** What a worker does before it sleeps: `adaptive` looks for packets as long as they come often, `always` keeps a processor busy, `never` looks once. */
+  )
+    .default(1)
+    .describe(
+      'Threads that share the flows, each with a queue of every device; auto goes by the processors there are.',
+    ),
   polling: section({
-    mode: oneOf(POLLING_MODES).default(DEFAULT_POLLING.mode),
-    /** The longest look; less costs less processor time, more saves more wake-ups. */
-    maxMicroseconds: integer(1, 1_000_000, 'microseconds').default(DEFAULT_POLLING.maxMicroseconds),
-  }).prefault({}),
-  /** Packets that match any of these are never steered; the cloud's metadata service by default. */
-  bypass: z.array(bypassRule, { error: 'allowed: a list of rules' }).default([{ cidr: '169.254.169.254/32' }]),
+    mode: oneOf(POLLING_MODES)
+      .default(DEFAULT_POLLING.mode)
+      .describe('adaptive looks as long as packets come often, always keeps a processor busy, never looks once.'),
+    maxMicroseconds: integer(1, 1_000_000, 'microseconds')
+      .default(DEFAULT_POLLING.maxMicroseconds)
+      .describe('The longest look; less costs less processor time, more saves more wake-ups.'),
+  })
+    .prefault({})
+    .describe('What a worker does before it sleeps.'),
+  metrics: section({
+    listen: text('none, or an address and port like 127.0.0.1:9469 or [::1]:9469', isListen)
+      .default('127.0.0.1:9469')
+      .describe('Where /metrics, /healthz and /readyz are served over HTTP; none turns it off.'),
+  })
+    .prefault({})
+    .describe('What Prometheus reads.'),
+  log: section({
+    level: oneOf(LOG_LEVELS).default('info').describe('The least urgent lines that are written.'),
+    format: oneOf(['auto', 'text', 'json']).default('auto').describe('auto: text on a terminal, else JSON.'),
+  })
+    .prefault({})
+    .describe('What the daemon writes on standard output.'),
+  flowLog: text('none, or an absolute path', value => value === 'none' || isPath(value))
+    .default('none')
+    .describe('File that gets a line of JSON when a flow starts and when it ends.'),
+}).refine(config => config.tunnel.remote === undefined || config.endpoints.length === 0, {
+  path: ['endpoints'],
+  error: 'allowed: an empty list beside tunnel.remote, which is the short form of one endpoint',
 })
 
 export type Config = z.output<typeof configSchema>
 export type TunnelConfig = Config['tunnel']
 export type BypassRule = Config['bypass'][number]
+export type EndpointConfig = Config['endpoints'][number]
+
+/** The endpoints, whichever form they were given in; empty when none was. */
+export function configuredEndpoints({ tunnel, endpoints }: Config): EndpointConfig[] {
+  return tunnel.remote === undefined ? endpoints : [{ address: tunnel.remote, weight: 1, drain: false }]
+}

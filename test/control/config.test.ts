@@ -24,6 +24,7 @@ function complaint(text: string): string {
 
 test('an empty file is the defaults', () => {
   expect(parse('# nothing\n')).toEqual({
+    node: { control: '/run/detour/detour.sock', state: '/run/detour', standby: true },
     tunnel: {
       profile: 'geneve',
       port: 6081,
@@ -34,13 +35,21 @@ test('an empty file is the defaults', () => {
       udpChecksum: 'auto',
       strictReserved: false,
     },
-    flows: { capacity: 1048576, tcpTimeoutSeconds: 350, otherTimeoutSeconds: 120 },
+    endpoints: [],
+    health: { probe: { intervalMs: 100, limitMs: 350 }, rise: 3, fall: 1, holdDownSeconds: 0 },
+    rebalance: 'onFailure',
+    pods: { inspect: true, excludeNamespaces: ['kube-system'], bypassNode: true, antiSpoofing: true, flows: 131072 },
     failMode: 'closed',
     heartbeatLimitMs: 200,
+    flows: { capacity: 1048576, tcpTimeoutSeconds: 350, otherTimeoutSeconds: 120 },
+    bypass: [{ cidr: '169.254.169.254/32' }, { protocol: 'udp', port: 53 }, { protocol: 'tcp', port: 53 }],
+    mssClamp: 'auto',
     rungs: { attach: 'auto', offload: 'auto', express: 'auto' },
     workers: 1,
     polling: { mode: 'adaptive', maxMicroseconds: 100 },
-    bypass: [{ cidr: '169.254.169.254/32' }],
+    metrics: { listen: '127.0.0.1:9469' },
+    log: { level: 'info', format: 'auto' },
+    flowLog: 'none',
   })
 })
 
