@@ -2,7 +2,8 @@
 
 import { z } from 'zod'
 
-const WIDTH = 100
+/** Of the words of a comment, before it is indented. */
+const WIDTH = 96
 
 /** YAML text that the schema reads as its defaults; a key without one, and an optional section, is a comment. */
 export function sampleYaml(schema: z.ZodType, title: string): string {
