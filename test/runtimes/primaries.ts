@@ -1,0 +1,32 @@
+// Conflists of primary plugins from Debian's containernetworking-plugins, as their manuals show them.
+
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+export type Primary = 'bridge' | 'ptp'
+export type CniVersion = '0.4.0' | '1.0.0' | '1.1.0'
+
+/** One entry of a conflist. */
+export type Plugin = { type: string } & Record<string, unknown>
+
+export interface Network {
+  name: string
+  primary: Primary
+  /** In 10.244.0.0/16. */
+  subnet: string
+  cniVersion: CniVersion
+  /** Where host-local keeps what it has given out. */
+  dataDir: string
+  /** Behind the primary: portmap, and what these tests are about. */
+  chained: Plugin[]
+}
+
+/** Writes a conflist into a folder. */
+export function writeConflist(folder: string, { name, primary, subnet, cniVersion, dataDir, chained }: Network): string {
+  const ipam = { type: 'host-local', ranges: [[{ subnet }]], routes: [{ dst: '0.0.0.0/0' }], dataDir }
+  const first =
+    primary === 'ptp' ? { type: 'ptp', ipam } : { type: 'bridge', bridge: `br-${name}`, isGateway: true, ipam }
+  const path = join(folder, `10-${name}.conflist`)
+  writeFileSync(path, JSON.stringify({ cniVersion, name, plugins: [first, ...chained] }, null, 2))
+  return path
+}

@@ -1,0 +1,152 @@
+// The machine that these tests make for themselves: a node, an inspection endpoint and a server outside, each in a network
+// namespace of its own, and folders that stand where a runtime expects the machine's.
+//
+//   pods ── node ──┬─ uplink ══ eth0  gate   (10.99.0.0/24, the tunnel)
+//                  └─ wan    ── eth0  out    (10.77.0.0/24, the server, which knows the pods' networks by the node)
+
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type Running, run, start } from '../../src/lab/process.ts'
+import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch, listNamespaces, namespacePath } from '../../src/os/netns.ts'
+
+export const GATEWAY = '10.99.0.2'
+export const SERVER = '10.77.0.2'
+/** All pods' networks lie in it. */
+export const PODS = '10.244.0.0/16'
+export const PORT = 8080
+
+const ROLES = ['node', 'gate', 'out'] as const
+type Role = (typeof ROLES)[number]
+
+export interface Scene {
+  readonly name: string
+  /** Of this scene alone, gone when it is closed. */
+  readonly folder: string
+  /** The namespaces' names. */
+  readonly node: string
+  readonly gate: string
+  readonly out: string
+  /** The node's end of the tunnel's link; the scene's name stands in it, since pins are named after it. */
+  readonly uplink: string
+  /** A path in the folder. */
+  file(name: string): string
+  /** Starts a program in a namespace; it is ended with the scene, if it has not ended by then. */
+  start(role: Role, name: string, command: string[]): Running
+  /** The same on the node, where the folders of the machine that runtimes write to are the scene's own. */
+  startRuntime(name: string, command: string[]): Running
+  /** Runs a program on the node to its end, like `startRuntime`. */
+  runRuntime(name: string, command: string[], environment?: Record<string, string>): Promise<string>
+  close(): Promise<void>
+}
+
+/** Where runtimes and libcni write without being asked, beside the folder that stands in for it. */
+const INSTEAD = {
+  '/opt': 'opt',
+  '/etc/cni': 'etc-cni',
+  '/var/lib/cni': 'var-lib-cni',
+  '/run/containerd': 'run-containerd',
+} as const
+
+const LIMIT_MS = 60_000
+
+/** Builds the scene; `name` is up to six lower-case letters, and no two scenes of a name may live at a time. */
+export function buildScene(name: string): Scene {
+  const [node, gate, out] = ROLES.map(role => `dtr-${name}-${role}`)
+  const names: Record<Role, string> = { node, gate, out }
+  removeNamespaces(names)
+  const folder = mkdtempSync(join(tmpdir(), `dtr-${name}-`))
+  const file = (path: string) => join(folder, path)
+  const running: Running[] = []
+  for (const [machine, own] of Object.entries(INSTEAD)) {
+    mkdirSync(machine, { recursive: true })
+    mkdirSync(file(own))
+  }
+  mkdirSync(file('opt/cni/bin'), { recursive: true })
+  mkdirSync(file('etc-cni/net.d'))
+  const uplink = `up-dtr-${name}`
+  makeNamespaces(names, uplink)
+  writeFileSync(file('inside.sh'), inside(file))
+  const wrapped = (command: string[]) => ['unshare', '-m', '--propagation', 'unchanged', 'sh', file('inside.sh'), ...command]
+
+  const scene: Scene = {
+    ...{ name, folder, node, gate, out, uplink, file },
+    start(role, title, command) {
+      const child = start({ path: namespacePath(names[role]) }, title, command)
+      running.push(child)
+      return child
+    },
+    startRuntime: (title, command) => scene.start('node', title, wrapped(command)),
+    runRuntime: (title, command, environment = {}) => {
+      const settings = Object.entries(environment).map(([key, value]) => `${key}=${value}`)
+      return run({ path: namespacePath(node) }, title, ['env', ...settings, ...wrapped(command)], LIMIT_MS)
+    },
+    async close() {
+      for (const child of running.reverse()) await child.stop('SIGKILL')
+      removeNamespaces(names)
+      rmSync(folder, { recursive: true, force: true })
+    },
+  }
+  return scene
+}
+
+// NB: /run/netns stays shared with the machine: the daemon finds the pods' namespaces there.
+function inside(file: (name: string) => string): string {
+  const binds = Object.entries(INSTEAD).map(([machine, own]) => `mount --bind '${file(own)}' ${machine}`)
+  return ['set -e', 'mount --make-private /', ...binds, 'exec "$@"', ''].join('\n')
+}
+
+function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: string): void {
+  for (const name of [node, gate, out]) {
+    createNamespace(name)
+    // NB: a new namespace inherits some of the machine's settings, so each is set here.
+    const settings = { 'ipv4/ip_forward': +(name === node), 'ipv4/conf/all/rp_filter': 0, 'ipv4/conf/default/rp_filter': 0 }
+    inNamespace(name, () => {
+      for (const [key, value] of Object.entries(settings)) writeFileSync(`/proc/sys/net/${key}`, String(value))
+    })
+  }
+  ipBatch(
+    [
+      `link add ${uplink} mtu 1600 type veth peer name eth0 mtu 1600 netns ${gate}`,
+      `link add wan type veth peer name eth0 netns ${out}`,
+      `addr add 10.99.0.1/24 dev ${uplink}`,
+      'addr add 10.77.0.1/24 dev wan',
+      `link set ${uplink} up`,
+      'link set wan up',
+    ],
+    node,
+  )
+  ipBatch([`addr add ${GATEWAY}/24 dev eth0`, 'link set eth0 up'], gate)
+  ipBatch([`addr add ${SERVER}/24 dev eth0`, 'link set eth0 up', `route add ${PODS} via 10.77.0.1`], out)
+}
+
+// What runs in them is this scene's own, or that of one that was killed.
+function removeNamespaces(names: Record<Role, string>): void {
+  const there = listNamespaces()
+  for (const name of Object.values(names).filter(each => there.includes(each))) {
+    for (const pid of ip(['netns', 'pids', name]).split('\n').filter(Boolean)) kill(Number(pid))
+    deleteNamespace(name)
+  }
+}
+
+export function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // gone already
+  }
+}
+
+/** Resolves when it is so; the answer is what the condition gave. */
+export async function until<T>(what: string, condition: () => T | Promise<T>, limitMs = 30_000): Promise<NonNullable<T>> {
+  const end = Date.now() + limitMs
+  for (;;) {
+    const answer = await condition()
+    if (answer) return answer
+    if (Date.now() > end) throw new Error(`it never came to pass: ${what}`)
+    await new Promise(resolve => setTimeout(resolve, 20))
+  }
+}
+
+/** Whether the machine itself forwards, which no test may change. */
+export const machineForwards = () => readFileSync('/proc/sys/net/ipv4/ip_forward', 'utf8').trim()
