@@ -1,6 +1,6 @@
 // How a flow table lies in its SharedArrayBuffer, for the thread that writes it and for those that look.
 //
-//   header    112 bytes   count, rows ever used, the clock; large shared memory starts 16 bytes into a page, so what
+//   header    112 bytes   count, rows ever used, the clock, flows ever; large shared memory starts 16 bytes into a page, so what
 //                         follows is aligned to cache lines
 //   index     two to four slots a flow, one word each: 0, or the hash's low 11 bits << 21 | row. Open addressing,
 //                         linear probing; the place comes from the other bits, so that a slot rarely costs a row's line
@@ -26,8 +26,8 @@ export interface FlowTableHandle extends Required<FlowTableOptions> {
   memory: SharedArrayBuffer
 }
 
-/** Words of the header; the clock is a double. */
-export const HEADER = { COUNT: 0, USED: 1, CLOCK: 2, WORDS: 28 } as const
+/** Words of the header; the clock is a double, and so is the number of flows that there ever were. */
+export const HEADER = { COUNT: 0, USED: 1, CLOCK: 2, CREATED: 4, WORDS: 28 } as const
 
 /** Words of a flow's line, and of the other one, a power of two. */
 export const LINE_SHIFT = 4

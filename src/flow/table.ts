@@ -31,6 +31,8 @@ const RECENT_SHIFT = 20
 export class FlowTable {
   /** Called for each flow that ends, while its row can still be read; may neither insert nor remove. */
   onEnd: ((row: number) => void) | undefined
+  /** Called by whoever decides, for each flow that has been decided. */
+  onBegin: ((row: number) => void) | undefined
   /** What `warm` read. NB: public, or the compiler would see that nobody needs the reads. */
   warmth = 0
 
@@ -40,6 +42,9 @@ export class FlowTable {
   private readonly lingerMs: number
   private readonly header: Int32Array
   private readonly clock: Float64Array
+  private readonly created: Float64Array
+  /** By attachment number: 1 where it is gone, so that its flows end. */
+  private readonly gone = new Uint8Array(0x10000)
   private readonly index: Int32Array
   private readonly mask: number
   private readonly shift: number
@@ -61,6 +66,7 @@ export class FlowTable {
     this.lingerMs = handle.lingerMs
     this.header = new Int32Array(memory, 0, HEADER.WORDS)
     this.clock = new Float64Array(memory, HEADER.CLOCK * 4, 1)
+    this.created = new Float64Array(memory, HEADER.CREATED * 4, 1)
     this.index = new Int32Array(memory, index, slots)
     this.mask = slots - 1
     this.shift = 32 - Math.log2(slots)
@@ -197,6 +203,7 @@ export class FlowTable {
     while (index[slot] !== 0) slot = (slot + 1) & mask
     index[slot] = (hash << TAG) | row
     header[HEADER.COUNT]++
+    this.created[0]++
     return row
   }
 
@@ -248,6 +255,26 @@ export class FlowTable {
     Atomics.add(cold, own + COLD.SEQUENCE, 1)
     this.free = row
     header[HEADER.COUNT]--
+  }
+
+  /** Has the flows of an attachment end as `expire` comes by, or those of the next one of its number live. */
+  setGone(attachment: number, gone: boolean): void {
+    this.gone[attachment] = gone ? 1 : 0
+  }
+
+  /** True where the flow's attachment is gone. */
+  isGone(row: number): boolean {
+    return this.gone[this.hot[row << ROW] & 0xffff] !== 0
+  }
+
+  /** Writes both lines of a flow to `words[at]` and behind it, for whoever tells people of it. */
+  copy(row: number, words: Int32Array, at: number): void {
+    const { hot, cold } = this
+    const own = row << ROW
+    for (let i = 0; i < LINE; i++) {
+      words[at + i] = hot[own + i]
+      words[at + LINE + i] = cold[own + i]
+    }
   }
 
   /** The hash of the flow's key. */
@@ -306,6 +333,7 @@ export class FlowTable {
 
   private limit(own: number): number {
     const { hot } = this
+    if (this.gone[hot[own] & 0xffff] !== 0) return -1
     if (((hot[own] >>> 16) & 0xff) !== PROTOCOL.TCP) return this.idleMs
     return isClosed(hot[own + VERDICT]) ? this.lingerMs : this.tcpIdleMs
   }

@@ -39,19 +39,20 @@ export class FlowView {
   readonly capacity: number
   private readonly header: Int32Array
   private readonly clock: Float64Array
+  private readonly everCreated: Float64Array
   private readonly hot: BigInt64Array
   private readonly cold: BigInt64Array
   private readonly sequences: Int32Array
   private readonly copied = new BigInt64Array(LINE)
   private readonly copy = new Int32Array(this.copied.buffer)
   private readonly doubles = new Float64Array(this.copied.buffer)
-  private readonly address = new Uint8Array(16)
 
   constructor(handle: FlowTableHandle) {
     const { memory, capacity } = handle
     this.capacity = capacity
     this.header = new Int32Array(memory, 0, HEADER.WORDS)
     this.clock = new Float64Array(memory, HEADER.CLOCK * 4, 1)
+    this.everCreated = new Float64Array(memory, HEADER.CREATED * 4, 1)
     const { hot, cold, words } = layoutOf(handle)
     this.hot = new BigInt64Array(memory, hot, words / 2)
     this.cold = new BigInt64Array(memory, cold, words / 2)
@@ -61,6 +62,11 @@ export class FlowView {
   /** Flows in the table. */
   get count(): number {
     return Atomics.load(this.header, HEADER.COUNT)
+  }
+
+  /** Flows that there ever were. */
+  get created(): number {
+    return this.everCreated[0]
   }
 
   /** The owner's clock, ms. */
@@ -86,36 +92,42 @@ export class FlowView {
       copied[LINE / 2 + i] = Atomics.load(cold, (row * LINE) / 2 + i)
     }
     if (copy[HOT.KIND] === 0 || (sequence & 1) !== 0 || sequence !== Atomics.load(sequences, at)) return undefined
-    const seen = copy[HOT.VERDICT]
-    return {
-      row,
-      attachment: copy[HOT.KIND] & 0xffff,
-      protocol: (copy[HOT.KIND] >>> 16) & 0xff,
-      addressA: this.format(HOT.A, COLD.A),
-      portA: copy[HOT.PORTS] >>> 16,
-      addressB: this.format(HOT.B, COLD.B),
-      portB: copy[HOT.PORTS] & 0xffff,
-      openedBy: (seen & SEEN.OPENED_BY_B) !== 0 ? 'b' : 'a',
-      closed: isClosed(seen),
-      verdict: seen & 0xff,
-      rule: copy[BEHIND + COLD.RULE],
-      endpoint: copy[BEHIND + COLD.ENDPOINT],
-      cookie: copy[BEHIND + COLD.COOKIE],
-      state: copy[BEHIND + COLD.STATE],
-      firstSeenMs: doubles[(BEHIND + COLD.FIRST_SEEN) / 2],
-      lastSeenMs: doubles[HOT.LAST_SEEN / 2],
-      packetsAB: doubles[HOT.PACKETS / 2],
-      bytesAB: doubles[HOT.BYTES / 2],
-      packetsBA: doubles[HOT.PACKETS / 2 + 1],
-      bytesBA: doubles[HOT.BYTES / 2 + 1],
-    }
+    return flowRecord(copy, doubles, row)
   }
+}
 
-  private format(first: number, rest: number): string {
-    const { copy, address } = this
-    if (copy[HOT.KIND] >>> 24 === 4) return formatAddress4(copy[first])
-    setI32(address, 0, copy[first])
-    for (let i = 0; i < 3; i++) setI32(address, 4 + i * 4, copy[BEHIND + rest + i])
-    return formatAddress6(address)
+const address = new Uint8Array(16)
+
+/** The flow in a copy of its two lines, the hot one first; `doubles` lie in the same memory. */
+export function flowRecord(copy: Int32Array, doubles: Float64Array, row: number): FlowRecord {
+  const seen = copy[HOT.VERDICT]
+  return {
+    row,
+    attachment: copy[HOT.KIND] & 0xffff,
+    protocol: (copy[HOT.KIND] >>> 16) & 0xff,
+    addressA: format(copy, HOT.A, COLD.A),
+    portA: copy[HOT.PORTS] >>> 16,
+    addressB: format(copy, HOT.B, COLD.B),
+    portB: copy[HOT.PORTS] & 0xffff,
+    openedBy: (seen & SEEN.OPENED_BY_B) !== 0 ? 'b' : 'a',
+    closed: isClosed(seen),
+    verdict: seen & 0xff,
+    rule: copy[BEHIND + COLD.RULE],
+    endpoint: copy[BEHIND + COLD.ENDPOINT],
+    cookie: copy[BEHIND + COLD.COOKIE],
+    state: copy[BEHIND + COLD.STATE],
+    firstSeenMs: doubles[(BEHIND + COLD.FIRST_SEEN) / 2],
+    lastSeenMs: doubles[HOT.LAST_SEEN / 2],
+    packetsAB: doubles[HOT.PACKETS / 2],
+    bytesAB: doubles[HOT.BYTES / 2],
+    packetsBA: doubles[HOT.PACKETS / 2 + 1],
+    bytesBA: doubles[HOT.BYTES / 2 + 1],
   }
+}
+
+function format(copy: Int32Array, first: number, rest: number): string {
+  if (copy[HOT.KIND] >>> 24 === 4) return formatAddress4(copy[first])
+  setI32(address, 0, copy[first])
+  for (let i = 0; i < 3; i++) setI32(address, 4 + i * 4, copy[BEHIND + rest + i])
+  return formatAddress6(address)
 }
