@@ -11,11 +11,13 @@ import type { DeviceSpec } from '../device/open.ts'
 import { closeCapture } from '../device/pcap.ts'
 import { randomSeed } from '../flow/hash.ts'
 import type { Steering } from '../flow/steering.ts'
+import type { FailMode } from '../os/heartbeat.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
 import { openExpress } from './express.ts'
 import { Forwarders } from './forwarders.ts'
+import type { Inheritance } from './handover.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { type NodeParts, nodeSource } from './source.ts'
 import { Upkeep } from './upkeep.ts'
@@ -48,6 +50,10 @@ export interface NodeOptions {
   capture?: { overlay?: string; underlay?: string; limitBytes?: number }
   /** Takes a line for each choice that was made. */
   log?: (line: string) => void
+  /** What a live predecessor has open; taken, also when this throws. Its pods take the place of `pods`. */
+  inherit?: Inheritance
+  /** Opens everything, but receives nothing and beats no heart until `resume`. */
+  paused?: boolean
 }
 
 export interface RunningNode {
@@ -58,12 +64,23 @@ export interface RunningNode {
   status(): { endpointUp: boolean; probesSent: number; probesAnswered: number }
   /** What is or was wrong with uplink, pods, endpoint, or for want of room. */
   alarms(): Alarm[]
-  /** Takes one more pod's packets; resolves when they flow. Throws DetourError and leaves the pod as it was. */
+  /** The attached pods, as they were given. */
+  pods(): PodOptions[]
+  /**
+   * Takes one more pod's packets; resolves when they flow. What a dead process left of the attachment is adopted where it fits, so that
+   * its fail mode holds without a gap. Throws DetourError and leaves the pod as it was.
+   */
   attach(pod: PodOptions): Promise<void>
   /** Leaves a pod's interface as it was found; one that is not attached is fine. */
   detach(id: string): Promise<void>
+  /** Another fail mode from now on; undefined is the node's own. Throws 'not-found'. */
+  setFailMode(id: string, failMode: FailMode | undefined): Promise<void>
+  /** Receives from now on; resolves when every worker does. Nothing where it was not paused. */
+  resume(): Promise<void>
   /** Takes the interception away, lets the workers finish and leaves every interface as it was found. */
   stop(): Promise<void>
+  /** Ends, but leaves interception as it is: for a successor that has inherited it, or one that will adopt it; until then the fail mode holds. */
+  leave(): Promise<void>
 }
 
 /** Starts a node and resolves when packets flow. Throws DetourError and leaves nothing behind. */

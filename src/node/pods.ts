@@ -7,6 +7,7 @@ import type { DeviceSpec } from '../device/open.ts'
 import type { OutputFile } from '../device/pcap.ts'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
+import type { FailMode } from '../os/heartbeat.ts'
 import { MAX_ATTACHMENTS } from '../pipeline/attachments.ts'
 import { type Attachment, attach, createProtectedMap, macBytes } from './attachment.ts'
 import type { Forwarders } from './forwarders.ts'
@@ -18,6 +19,12 @@ export interface PodOptions {
   /** Name or path of the network namespace. */
   namespace: string
   interface?: string
+  /** The configuration's when not given. */
+  failMode?: FailMode
+  /** What people see beside the id: `default/web-0`. */
+  label?: string
+  /** Addresses that count as the pod's beside those of its interface. */
+  addresses?: string[]
 }
 
 export interface PodsOptions {
