@@ -18,7 +18,7 @@ afterAll(async () => {
 it('x', async () => {
   writeConflist(containerd.confDir, { name: 'ptp', primary: 'ptp', subnet: '10.244.1.0/24', cniVersion: '0.4.0', dataDir: scene.file('ipam'), chained: [] })
   await until('network ready', async () => (await containerd.cri.status()).find(c => c.type === 'NetworkReady')?.status)
-  const config = { metadata: { name: 'a', uid: 'u', namespace: 'default' }, linux: {} }
+  const config = { metadata: { name: 'a', uid: 'u', namespace: 'default' }, linux: { cgroupParent: scene.cgroup } }
   console.time('pod')
   const pod = await containerd.cri.runPod(config)
   console.timeEnd('pod')

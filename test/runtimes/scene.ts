@@ -4,7 +4,7 @@
 //   pods ── node ──┬─ uplink ══ eth0  gate   (10.99.0.0/24, the tunnel)
 //                  └─ wan    ── eth0  out    (10.77.0.0/24, the server, which knows the pods' networks by the node)
 
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type Running, run, start } from '../../src/lab/process.ts'
@@ -29,6 +29,8 @@ export interface Scene {
   readonly out: string
   /** The node's end of the tunnel's link; the scene's name stands in it, since pins are named after it. */
   readonly uplink: string
+  /** Where the runtimes put their containers' control groups. */
+  readonly cgroup: string
   /** A path in the folder. */
   file(name: string): string
   /** Starts a program in a namespace; it is ended with the scene, if it has not ended by then. */
@@ -48,6 +50,7 @@ const INSTEAD = {
   '/run/containerd': 'run-containerd',
 } as const
 
+const CGROUPS = '/sys/fs/cgroup'
 const LIMIT_MS = 60_000
 
 /** Builds the scene; `name` is up to six lower-case letters, and no two scenes of a name may live at a time. */
@@ -65,12 +68,13 @@ export function buildScene(name: string): Scene {
   mkdirSync(file('opt/cni/bin'), { recursive: true })
   mkdirSync(file('etc-cni/net.d'))
   const uplink = `up-dtr-${name}`
+  const cgroup = `/dtr-${name}`
   makeNamespaces(names, uplink)
   writeFileSync(file('inside.sh'), inside(file))
   const wrapped = (command: string[]) => ['unshare', '-m', '--propagation', 'unchanged', 'sh', file('inside.sh'), ...command]
 
   const scene: Scene = {
-    ...{ name, folder, node, gate, out, uplink, file },
+    ...{ name, folder, node, gate, out, uplink, cgroup, file },
     start(role, title, command) {
       const child = start({ path: namespacePath(names[role]) }, title, command)
       running.push(child)
@@ -84,6 +88,7 @@ export function buildScene(name: string): Scene {
     async close() {
       for (const child of running.reverse()) await child.stop('SIGKILL')
       removeNamespaces(names)
+      removeCgroups(cgroup)
       rmSync(folder, { recursive: true, force: true })
     },
   }
@@ -126,6 +131,16 @@ function removeNamespaces(names: Record<Role, string>): void {
   for (const name of Object.values(names).filter(each => there.includes(each))) {
     for (const pid of ip(['netns', 'pids', name]).split('\n').filter(Boolean)) kill(Number(pid))
     deleteNamespace(name)
+  }
+}
+
+// A control group may be removed when nothing runs in it any more; with version 1 it stands below each controller.
+function removeCgroups(cgroup: string): void {
+  const roots = ['', ...readdirSync(CGROUPS)].map(controller => join(CGROUPS, controller, cgroup)).filter(existsSync)
+  for (const root of roots) {
+    const inside = readdirSync(root, { recursive: true, withFileTypes: true }).filter(entry => entry.isDirectory())
+    const paths = [root, ...inside.map(entry => join(entry.parentPath, entry.name))]
+    for (const path of paths.sort((a, b) => b.length - a.length)) rmdirSync(path)
   }
 }
 
