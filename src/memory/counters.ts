@@ -19,9 +19,13 @@ export const COLUMN = {
   CALLS: 6,
   /** Anomalies that cost no packet: failed system calls, ECN combinations that RFC 6040 wants logged. */
   ERRORS: 7,
+  /** Of those that left: by the side outlet, past the endpoint. */
+  PASSED: 8,
+  /** Of those passed: only because the endpoint is down and the attachment fails open. */
+  PASSED_DOWN: 9,
 } as const
 
-const DROPS = 8
+const DROPS = 10
 const WIDTH = DROPS + DROP_COUNT
 
 /** The counters of one stage of one worker: that thread only. */
@@ -62,6 +66,12 @@ export class StageCounters {
 
   failed(): void {
     this.row[COLUMN.ERRORS] += 1
+  }
+
+  /** Frames that left by the side outlet, past the endpoint, and how many of them only because it is down. */
+  passed(packets: number, becauseDown = 0): void {
+    this.row[COLUMN.PASSED] += packets
+    this.row[COLUMN.PASSED_DOWN] += becauseDown
   }
 
   /** Packets dropped for one reason, or for all. */

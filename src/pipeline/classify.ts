@@ -74,6 +74,7 @@ export class Classify {
     }
     counters.received(length, bytes)
     counters.sent(length - dropped, bytes - droppedBytes)
+    counters.passed(length - dropped - kept)
     batch.length = kept
   }
 

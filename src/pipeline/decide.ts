@@ -65,6 +65,8 @@ export class Decide {
     let dropped = 0
     let bytes = 0
     let droppedBytes = 0
+    let passed = 0
+    let passedDown = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       const size = pool.length[frame]
@@ -86,7 +88,10 @@ export class Decide {
       }
       if (reason === 0 && verdict === VERDICT.STEER && !this.endpointUp) {
         if (this.failClosed[pool.attachment[frame]] === 1) reason = DROP.ENDPOINT_DOWN
-        else verdict = VERDICT.PASS
+        else {
+          verdict = VERDICT.PASS
+          passedDown++
+        }
       }
       if (reason !== 0) {
         dropped++
@@ -94,6 +99,7 @@ export class Decide {
         counters.dropped(reason)
         pool.free(frame)
       } else if (verdict === VERDICT.PASS && pass !== undefined) {
+        passed++
         pass.push(frame)
       } else {
         frames[kept++] = frame
@@ -101,6 +107,7 @@ export class Decide {
     }
     counters.received(length, bytes)
     counters.sent(length - dropped, bytes - droppedBytes)
+    counters.passed(passed, passedDown)
     batch.length = kept
   }
 
@@ -125,6 +132,7 @@ export class Decide {
     table.setRule(row, rule)
     table.setVerdict(row, policy.verdict(rule))
     table.setCookie(row, hash)
+    if (table.onBegin !== undefined) table.onBegin(row)
     return row
   }
 }
