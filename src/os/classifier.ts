@@ -1,23 +1,21 @@
-// Puts classifiers on interfaces: by TCX links (kernel 6.6), or on older kernels by `tc` and the clsact qdisc.
+// Puts classifiers on interfaces: by TCX links (kernel 6.6), or on older kernels by filters of the clsact qdisc.
 //
 // What must be found again by another process, after a crash too, is a name in a pin directory (':' stands for a dot in
 // the interface's name, which the BPF file system refuses):
 //
 //   link_<interface>_<hook>       a TCX link that outlives the process
-//   program_<interface>_<hook>    a program that `tc` put there
+//   program_<interface>_<hook>    a program that a filter runs
 //   clsact_<interface>            an empty directory: the clsact qdisc was made for us
 
 import { mkdirSync, readdirSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
 import { attachTcx, getPinned, type Hook, linkInterface, pin, unpin } from './bpf.ts'
+import { addClsact, addFilter, deleteClsact, deleteFilter, hasFilter } from './clsact.ts'
 import { close, ERRNO, interfaceIndex, must } from './libc.ts'
-import { inNamespace, tc } from './netns.ts'
+import { inNamespace } from './netns.ts'
 
 /** How a classifier is held on an interface. */
 export type AttachRung = 'tcx' | 'clsact'
-
-// Priority and handle of our filters; nobody else's are touched.
-const FILTER = ['pref', '3559', 'handle', '1', 'bpf']
 
 export interface Classifier {
   namespace: string
@@ -57,43 +55,31 @@ export function attachClassifier(
     if (link !== -ERRNO.EINVAL) must(link, `BPF_LINK_CREATE tcx ${hook}`, name)
     if (rung === 'tcx') throw new DetourError('unsupported', `interface ${name}: no TCX here (kernel 6.6); use clsact`)
   }
-  const path = `${directory}/program_${file}_${hook}`
-  pin(program, path)
-  if (!tc(['qdisc', 'show', 'dev', name], namespace).includes('qdisc clsact')) {
-    mkdirSync(`${directory}/clsact_${file}`)
-    tc(['qdisc', 'add', 'dev', name, 'clsact'], namespace)
-  }
-  tc(['filter', 'add', 'dev', name, hook, ...FILTER, 'direct-action', 'object-pinned', path], namespace)
+  pin(program, `${directory}/program_${file}_${hook}`)
+  if (addClsact(namespace, name)) mkdirSync(`${directory}/clsact_${file}`)
+  addFilter(namespace, name, hook, program)
   return { rung: 'clsact', link: -1 }
 }
 
 /** Takes off every classifier that a pin directory records, and the directory; what is already gone, interface and namespace included, is fine. */
 export function detachClassifiers(namespace: string, directory: string): void {
-  const records = entries(directory).map(entry =>
-    entry.replaceAll(':', '.').match(/^(program|clsact)_(.+?)(?:_(\w+gress))?$/),
-  )
-  const attempt = (kind: string, command: (name: string, hook: string) => string[]) => {
-    for (const record of records) {
-      if (record?.[1] !== kind) continue
-      try {
-        tc(command(record[2], record[3]), namespace)
-      } catch (error) {
-        if (!(error instanceof DetourError) || error.code === 'unsupported') throw error
-      }
-    }
+  const records = entries(directory).map(entry => entry.replaceAll(':', '.'))
+  for (const record of records) {
+    const [, name, hook] = record.match(/^program_(.+)_(ingress|egress)$/) ?? []
+    if (name !== undefined) deleteFilter(namespace, name, hook as Hook)
   }
-  attempt('program', (name, hook) => ['filter', 'del', 'dev', name, hook, ...FILTER])
-  attempt('clsact', name => ['qdisc', 'del', 'dev', name, 'clsact'])
+  for (const record of records)
+    if (record.startsWith('clsact_')) deleteClsact(namespace, record.slice('clsact_'.length))
   unpin(directory)
 }
 
-/** How many of the classifiers that a pin directory records are in place: a few system calls each with TCX, a process each with clsact. */
+/** How many of the classifiers that a pin directory records are in place. */
 export function countHeld(namespace: string, directory: string): number {
   let held = 0
   for (const entry of entries(directory)) {
-    const [, kind, name, hook] = entry.replaceAll(':', '.').match(/^(link|program)_(.+)_(\w+gress)$/) ?? []
+    const [, kind, name, hook] = entry.replaceAll(':', '.').match(/^(link|program)_(.+)_(ingress|egress)$/) ?? []
     if (kind === 'link' && holdsByPin(`${directory}/${entry}`)) held++
-    else if (kind === 'program' && holdsByFilter(namespace, name, hook)) held++
+    else if (kind === 'program' && hasFilter(namespace, name, hook as Hook)) held++
   }
   return held
 }
@@ -110,15 +96,6 @@ function holdsByPin(path: string): boolean {
     return linkInterface(link) !== 0
   } finally {
     close(link)
-  }
-}
-
-function holdsByFilter(namespace: string, name: string, hook: string): boolean {
-  try {
-    return tc(['filter', 'show', 'dev', name, hook], namespace).includes(`pref ${FILTER[1]} `)
-  } catch (error) {
-    if (error instanceof DetourError && error.code !== 'unsupported') return false
-    throw error
   }
 }
 

@@ -11,9 +11,12 @@ const AF_NETLINK = 16
 const NETLINK_ROUTE = 0
 const HEADER = 16
 const NLM_F_REQUEST = 1
-const NLM_F_ACK = 4
+/** The kernel says when it is done. */
+export const NLM_F_ACK = 4
 const NLM_F_DUMP = 0x300
-const NLM_F_CREATE = 0x400
+/** What is not there yet is made; with EXCL, it must not be there. */
+export const NLM_F_EXCL = 0x200
+export const NLM_F_CREATE = 0x400
 const ERROR = 2
 const DONE = 3
 
@@ -24,7 +27,8 @@ export const GROUP = {
   ADDRESS: 0x10 | 0x100,
 } as const
 
-const RTM = {
+/** Kinds of messages. */
+export const RTM = {
   NEWLINK: 16,
   DELLINK: 17,
   GETLINK: 18,
@@ -40,6 +44,7 @@ const RTM = {
   DELQDISC: 37,
   NEWTFILTER: 44,
   DELTFILTER: 45,
+  GETTFILTER: 46,
 } as const
 
 const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4, STATS64: 23, GSO_MAX_SIZE: 41 } as const
@@ -151,13 +156,16 @@ export class Rtnetlink {
       ...(mtu === undefined ? [] : attribute(IFLA.MTU, words(mtu))),
       ...(gsoMaxSize === undefined ? [] : attribute(IFLA.GSO_MAX_SIZE, words(gsoMaxSize))),
     ]
-    for (const _ of this.ask(RTM.SETLINK, NLM_F_ACK, request));
+    must(this.request(RTM.SETLINK, NLM_F_ACK, request), 'RTM_SETLINK', name)
   }
 
   /** Removes an interface; one that is not there is fine. */
   deleteLink(name: string): void {
-    const request = [...words(0, 0, 0, 0), ...attribute(IFLA.IFNAME, cString(name))]
-    for (const _ of this.ask(RTM.DELLINK, NLM_F_ACK, request, ERRNO.ENODEV));
+    const result = this.request(RTM.DELLINK, NLM_F_ACK, [
+      ...words(0, 0, 0, 0),
+      ...attribute(IFLA.IFNAME, cString(name)),
+    ])
+    if (result !== -ERRNO.ENODEV) must(result, 'RTM_DELLINK', name)
   }
 
   /** IPv4 and IPv6 addresses of an interface, as bytes. */
@@ -239,15 +247,17 @@ export class Rtnetlink {
     close(this.fd)
   }
 
+  /** Sends a message (rtnetlink(7)) that is answered by one: 0 when that is what was asked for or an acknowledgement, else -errno. */
+  request(type: number, flags: number, payload: number[]): number {
+    this.send(type, flags, payload)
+    const n = must(read(this.fd, bufferAddress, BUFFER), 'read', `netlink request ${type}`)
+    for (const message of this.messages(n)) return message.type === ERROR ? view.getInt32(message.at, true) : 0
+    return -ERRNO.EPROTO
+  }
+
   // The kernel works on a request while it is being sent, so the answer is there when write(2) returns.
   private *ask(type: number, flags: number, payload: number[], allowed = 0): Generator<Message> {
-    const request = Uint8Array.from([
-      ...words(HEADER + payload.length),
-      ...[type & 255, type >> 8, (flags | NLM_F_REQUEST) & 255, (flags | NLM_F_REQUEST) >> 8],
-      ...words(0, 0),
-      ...payload,
-    ])
-    must(write(this.fd, addressOf(request), request.length), 'write', `netlink request ${type}`)
+    this.send(type, flags, payload)
     for (;;) {
       const n = must(read(this.fd, bufferAddress, BUFFER), 'read', `netlink request ${type}`)
       for (const message of this.messages(n)) {
@@ -262,6 +272,16 @@ export class Rtnetlink {
       }
       if ((flags & NLM_F_DUMP) === 0) return
     }
+  }
+
+  private send(type: number, flags: number, payload: number[]): void {
+    const request = Uint8Array.from([
+      ...words(HEADER + payload.length),
+      ...[type & 255, type >> 8, (flags | NLM_F_REQUEST) & 255, (flags | NLM_F_REQUEST) >> 8],
+      ...words(0, 0),
+      ...payload,
+    ])
+    must(write(this.fd, addressOf(request), request.length), 'write', `netlink request ${type}`)
   }
 
   private *messages(length: number): Generator<Message> {
@@ -347,15 +367,16 @@ const ANY = -1
 
 const familyOf = (address: Uint8Array) => (address.length === 4 ? AF.INET : AF.INET6)
 
-const cString = (text: string) => new TextEncoder().encode(`${text}\0`)
+/** Text as the kernel reads it. */
+export const cString = (text: string) => new TextEncoder().encode(`${text}\0`)
 
 /** 32-bit words as the bytes of a little-endian machine. */
-function words(...values: number[]): number[] {
+export function words(...values: number[]): number[] {
   return values.flatMap(value => [value & 255, (value >> 8) & 255, (value >> 16) & 255, value >>> 24])
 }
 
 /** struct rtattr: length, type, value, padding to four bytes. */
-function attribute(type: number, value: ArrayLike<number>): number[] {
+export function attribute(type: number, value: ArrayLike<number>): number[] {
   const size = 4 + value.length
   return [size & 255, size >> 8, type & 255, type >> 8, ...Array.from(value), ...Array(-size & 3).fill(0)]
 }
