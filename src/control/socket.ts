@@ -7,6 +7,7 @@ import { DROP_COUNT, dropName, dropText } from '../drop.ts'
 import { DetourError } from '../errors.ts'
 import { COLUMN } from '../memory/counters.ts'
 import { connectControl } from './client.ts'
+import { OperationFailure, type Operations } from './operations.ts'
 import { packageVersion } from './package.ts'
 import { peerCredentials } from './peer.ts'
 import {
@@ -28,6 +29,8 @@ import { FLOW_LIMIT, FLOW_ORDERS, type FlowQuery, type Source, type WorkerCounte
 export interface ControlOptions {
   /** The socket; the face's default when not given. */
   path?: string
+  /** What clients may have it do; only a node daemon has any. */
+  operations?: Operations
   /** More clients than this are turned away; default 32. */
   clients?: number
   /** How long a client may take to say hello, to finish a frame, or to read an answer; default 5000 ms. */
@@ -64,7 +67,7 @@ export async function serveControl(source: Source, options: ControlOptions = {})
     socket.on('error', () => {})
     const refusal = refuse(socket, open.size > (options.clients ?? 32))
     if (refusal !== undefined) hangUp(socket, patienceMs, refusal)
-    else void converse(socket, source, patienceMs)
+    else void converse(socket, request => answer(request, source, options.operations), patienceMs)
   })
   await listen(server, path)
 
@@ -137,7 +140,11 @@ function hangUp(socket: Socket, patienceMs: number, failure: Failure): void {
 }
 
 /** Serves one client to its end. One request at a time, and none is read while an answer waits to be taken. */
-async function converse(socket: Socket, source: Source, patienceMs: number): Promise<void> {
+async function converse(
+  socket: Socket,
+  answer: (request: Request) => Promise<Uint8Array>,
+  patienceMs: number,
+): Promise<void> {
   const reader = new FrameReader()
   let version = 0
   let deadline: NodeJS.Timeout | undefined
@@ -163,7 +170,7 @@ async function converse(socket: Socket, source: Source, patienceMs: number): Pro
           version = Math.min(VERSIONS.highest, request.hello!.highest)
           await send(socket, encodeReply({ id: request.id, hello: { version } }), patienceMs)
         } else {
-          await send(socket, await answer(request, source), patienceMs)
+          await send(socket, await answer(request), patienceMs)
         }
       }
       if (reader.pending > 0) expect('the rest of a frame')
@@ -199,15 +206,36 @@ function send(socket: Socket, bytes: Uint8Array, patienceMs: number): Promise<vo
   })
 }
 
-async function answer(request: Request, source: Source): Promise<Uint8Array> {
+async function answer(request: Request, source: Source, operations?: Operations): Promise<Uint8Array> {
   const id = request.id
   try {
-    const bytes = encodeReply({ id, ...(await read(request, source)) })
+    const done = operations === undefined ? undefined : await operate(request, operations)
+    const bytes = encodeReply({ id, ...(done ?? (await read(request, source))) })
     if (bytes.length <= 4 + FRAME_LIMIT) return bytes
     const message = `the answer has ${bytes.length} bytes, at most ${FRAME_LIMIT} are sent; ask for fewer rows`
     return encodeReply({ id, failure: { code: 'too-large', message } })
   } catch (error) {
-    return encodeReply({ id, failure: { code: 'internal', message: `${request.body}: ${(error as Error).message}` } })
+    const { message } = error as Error
+    if (error instanceof OperationFailure) return encodeReply({ id, failure: { code: error.code, message } })
+    return encodeReply({ id, failure: { code: 'internal', message: `${request.body}: ${message}` } })
+  }
+}
+
+/** Has an operation done; undefined when the request is none. */
+async function operate(request: Request, operations: Operations): Promise<Partial<Reply> | undefined> {
+  switch (request.body) {
+    case 'attach':
+      return { attach: await operations.attach(request.attach!) }
+    case 'detach':
+      return { detach: await operations.detach(request.detach!) }
+    case 'check':
+      return { check: await operations.check(request.check!) }
+    case 'ready':
+      return { ready: await operations.ready() }
+    case 'collect':
+      return { collect: await operations.collect(request.collect!) }
+    default:
+      return undefined
   }
 }
 
