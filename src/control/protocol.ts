@@ -11,7 +11,16 @@ import type {
   ReadyReply,
 } from './operations.ts'
 import { schemaText } from './schema.ts'
-import type { AlarmRow, AttachmentRow, FlowPage, FlowQuery, UnderlayRow } from './source.ts'
+import type {
+  AlarmRow,
+  AttachmentRow,
+  EndpointRow,
+  FlowPage,
+  FlowQuery,
+  TracePage,
+  TraceRequest,
+  UnderlayRow,
+} from './source.ts'
 
 /** The protocol versions that this build speaks. */
 export const VERSIONS = { lowest: 1, highest: 1 } as const
@@ -71,6 +80,8 @@ export interface RequestBodies {
   check: CheckRequest
   ready: object
   collect: CollectRequest
+  endpoints: object
+  trace: TraceRequest
 }
 
 /** Reply bodies by the name of what was asked. */
@@ -88,6 +99,8 @@ export interface ReplyBodies {
   check: CheckReply
   ready: ReadyReply
   collect: { removed: string[] }
+  endpoints: Rows<EndpointRow>
+  trace: TracePage
 }
 
 export type Topic = keyof RequestBodies

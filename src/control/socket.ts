@@ -257,6 +257,11 @@ async function read(request: Request, source: Source): Promise<Partial<Reply>> {
       return { underlay: { rows: await source.underlay() } }
     case 'alarms':
       return { alarms: { rows: source.alarms?.() ?? [] } }
+    case 'endpoints':
+      return { endpoints: { rows: source.endpoints?.() ?? [] } }
+    case 'trace':
+      if (source.trace !== undefined) return { trace: await source.trace(request.trace!) }
+      return { failure: { code: 'unknown-request', message: `a ${source.info().face} has no stages to trace` } }
     default:
       return { failure: { code: 'unknown-request', message: 'this version does not know the request' } }
   }

@@ -89,6 +89,8 @@ export interface FlowPage {
 /** One pod interface. */
 export interface AttachmentRow {
   id: string
+  /** What people know the pod by: `default/web-0`; where it is known. */
+  pod?: string
   /** Name or path of the network namespace. */
   namespace: string
   interface: string
@@ -103,6 +105,8 @@ export interface AttachmentRow {
   attachRung: string
   /** `tunnel-gso`, `uso`, `udp-socket`, `plain`. */
   offloadRung: string
+  /** Packets that the kernel gave to the workers; a super-packet is one. */
+  redirected?: number
   /** Packets that the kernel passed untouched, or dropped, because the heartbeat was too old. */
   failPassed: number
   failDropped: number
@@ -128,6 +132,107 @@ export interface UnderlayRow {
   missed?: number
 }
 
+/** How many of what was measured were how long. */
+export interface Histogram {
+  /** Upper bounds in ms, ascending; what is longer than the last one is counted behind it. */
+  bounds: readonly number[]
+  /** One more than bounds, each on its own. */
+  counts: number[]
+  sumMs: number
+}
+
+/** One inspection endpoint. */
+export interface EndpointRow {
+  name: string
+  address: string
+  weight: number
+  /** `draining`: answers, and gets no new flows. */
+  state: 'up' | 'down' | 'draining'
+  /** For how long it has been so. */
+  sinceMs: number
+  /** Flows that go to it now. */
+  flows: number
+  probesSent: number
+  probesAnswered: number
+  /** How long probes through the tunnel took. */
+  latency?: Histogram
+  /** Largest inner datagram that it was found to carry. */
+  mtu?: number
+}
+
+/** One worker. */
+export interface WorkerRow {
+  worker: string
+  /** In its flow table now, at most, and ever. */
+  flows: number
+  capacity: number
+  created: number
+  /** Since it was last heard of. */
+  ageMs: number
+}
+
+/** Which packets are traced: every field that is set must match, either side's where there are two. */
+export interface TraceQuery {
+  /** Id of an attachment; packets of all, and those that belong to none, when not given. */
+  attachment?: string
+  address?: string
+  port?: number
+  protocol?: number
+  verdict?: TraceVerdict
+  /** Packets, and time: the trace ends by itself. */
+  count: number
+  limitMs: number
+}
+
+/** What became of a packet: `deliver` is a returned one that goes to its pod. */
+export const TRACE_VERDICTS = ['steer', 'pass', 'drop', 'deliver'] as const
+export type TraceVerdict = (typeof TRACE_VERDICTS)[number]
+
+/** What one stage made of a packet. */
+export interface TraceStep {
+  stage: string
+  /** `on`, `passed`, `dropped`, `answered`, `sent`. */
+  outcome: string
+  /** Of a drop: the reason's name. */
+  reason: string
+  /** In words; may be empty. */
+  text: string
+}
+
+export interface TraceRow {
+  worker: string
+  /** Since the epoch. */
+  timeMs: number
+  /** Toward the endpoint, or on the return. */
+  leg: 'toward' | 'return'
+  attachment: string
+  verdict: TraceVerdict
+  /** Bytes of the packet, and of a segment of a super-packet, else 0. */
+  length: number
+  segment: number
+  /** How it begins. */
+  bytes: Uint8Array
+  steps: TraceStep[]
+}
+
+/** Opens a trace, with a query, or asks for more of one; who does not ask for seconds has it ended. */
+export interface TraceRequest {
+  /** 0 to open one. */
+  session: number
+  query?: TraceQuery
+  /** Ends it. */
+  stop: boolean
+}
+
+export interface TracePage {
+  session: number
+  rows: TraceRow[]
+  /** Why no more will come; empty while more may. */
+  ended: string
+  /** Packets that matched and could not be told of, because they were too many. */
+  lost: number
+}
+
 /** What the control server reads from; functions return at once or soon, and do not throw for an empty table. */
 export interface Source {
   info(): FaceInfo
@@ -137,6 +242,12 @@ export interface Source {
   underlay(): UnderlayRow[] | Promise<UnderlayRow[]>
   /** Those that hold first; of faces that keep watch. */
   alarms?(): AlarmRow[]
+  endpoints?(): EndpointRow[]
+  workers?(): WorkerRow[]
+  /** Records of flows that nobody could be told of. */
+  flowLogLost?(): number
+  /** Throws DetourError when another client traces, or the attachment is not there. */
+  trace?(request: TraceRequest): Promise<TracePage>
 }
 
 /** More rows than this are never sent. */
