@@ -106,14 +106,13 @@ export class PodUpkeep {
     const { pods, alarms, losses } = this.options
     const { pod, changes } = kept
     const { id, namespace } = pod
-    const filters = changes.has('filters')
     const interrupted = changes.has('down')
     changes.clear()
     const attachment = pods.get(id)
     const name = attachment?.interface ?? pod.interface ?? 'eth0'
     const found = look(namespace, name, attachment?.tapName ?? '')
     const alarm = `attachment ${id}`
-    const fault = faultOf(attachment, found, filters)
+    const fault = faultOf(attachment, found)
     if (fault === '' && attachment !== undefined && found?.link !== undefined) {
       alarms.clear(alarm, `${alarm}: ${name} of ${namespace} is served again`)
       const { running, up } = found.link
@@ -170,7 +169,7 @@ export class PodUpkeep {
 const failing = (id: string) => `attachment ${id} fail-mode`
 
 /** What is wrong with an attachment in words, '%' for its interface; '' when nothing is. */
-function faultOf(attachment: Attachment | undefined, found: Found | undefined, filters: boolean): string {
+function faultOf(attachment: Attachment | undefined, found: Found | undefined): string {
   if (found === undefined) return 'the namespace of % is gone'
   const { link, tap } = found
   if (link === undefined) return '% is gone'
@@ -178,8 +177,7 @@ function faultOf(attachment: Attachment | undefined, found: Found | undefined, f
   if (attachment.mac !== link.mac) return `% has another address, ${link.mac}`
   if (tap?.index !== attachment.tapIndex) return 'the TAP beside % was taken away'
   if (!tap.up) return 'the TAP beside % was set down'
-  // With clsact it takes processes, so only when there was an event, which TCX has none.
-  if ((filters || attachment.rung === 'tcx') && !attachment.isAttached()) return 'the programs on % were taken off'
+  if (!attachment.isAttached()) return 'the programs on % were taken off'
   return ''
 }
 

@@ -320,7 +320,7 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
       if (attach === 'clsact') return
       await repaired(`the TAP beside eth0 of ${POD} was set down`, () => ip(['link', 'set', 'dt-eth0', 'down'], POD))
       await repaired(`the programs on eth0 of ${POD} were taken off`, () =>
-        rmSync(`/sys/fs/bpf/detour/${POD}/link_dt-eth0_ingress`),
+        rmSync(`/sys/fs/bpf/detour/${POD}/link_eth0_ingress`),
       )
       await repaired(`eth0 of ${POD} has another address, 02:00:00:00:00:cc`, () => {
         ip(['link', 'set', 'eth0', 'address', '02:00:00:00:00:cc'], POD)
