@@ -1,6 +1,6 @@
 // How a flow table lies in its SharedArrayBuffer, for the thread that writes it and for those that look.
 //
-//   header    112 bytes   count, rows ever used, the clock, flows ever; large shared memory starts 16 bytes into a page, so what
+//   header    432 bytes   count, rows ever used, the clock, flows ever; large shared memory starts 16 bytes into a page, so what
 //                         follows is aligned to cache lines
 //   index     two to four slots a flow, one word each: 0, or the hash's low 11 bits << 21 | row. Open addressing,
 //                         linear probing; the place comes from the other bits, so that a slot rarely costs a row's line
@@ -23,11 +23,12 @@ export interface FlowTableOptions {
 
 /** What another thread needs to see the same table; passes through workerData. */
 export interface FlowTableHandle extends Required<FlowTableOptions> {
-  memory: SharedArrayBuffer
+  /** Shared: of this process, or mapped (flow/live). */
+  memory: ArrayBufferLike
 }
 
-/** Words of the header; the clock is a double, and so is the number of flows that there ever were. */
-export const HEADER = { COUNT: 0, USED: 1, CLOCK: 2, CREATED: 4, WORDS: 28 } as const
+/** Words of the header; the clock is a double, and so is the number of flows that there ever were. FREE is the first free row that a table begins with. */
+export const HEADER = { COUNT: 0, USED: 1, CLOCK: 2, CREATED: 4, FREE: 6, FLOWS_TO: 32, WORDS: 108 } as const
 
 /** Words of a flow's line, and of the other one, a power of two. */
 export const LINE_SHIFT = 4
@@ -51,7 +52,6 @@ export const COLD = {
   A: 0, // the other three words of IPv6 addresses
   B: 3,
   COOKIE: 6,
-  ENDPOINT: 7,
   RULE: 8,
   STATE: 9,
   FIRST_SEEN: 10,
@@ -59,8 +59,11 @@ export const COLD = {
   SEQUENCE: 13, // odd while the row is being given to a flow or taken from it
 } as const
 
-/** Bits of the VERDICT word above the verdict. */
+/** Bits of the VERDICT word above the verdict, which is its low byte. */
 export const SEEN = { FIN_A: 0x100, FIN_B: 0x200, RST: 0x400, OPENED_BY_B: 0x800 } as const
+
+/** The number of the flow's endpoint is the VERDICT word's high byte. */
+export const ENDPOINT_SHIFT = 24
 
 const FINS = SEEN.FIN_A | SEEN.FIN_B
 
@@ -71,11 +74,21 @@ export function isClosed(seen: number): boolean {
 
 /** Allocates the shared memory of a table. Throws RangeError when the capacity makes no sense. */
 export function createFlowTable(options: FlowTableOptions): FlowTableHandle {
+  const complete = completed(options)
+  return { ...complete, memory: new SharedArrayBuffer(sizeOf(complete)) }
+}
+
+/** The options with what was not given. Throws RangeError when the capacity makes no sense. */
+export function completed(options: FlowTableOptions): Required<FlowTableOptions> {
   const { capacity, tcpIdleMs = 350_000, idleMs = 120_000, lingerMs = 10_000 } = options
   if (!(Number.isInteger(capacity) && capacity > 0 && capacity <= 2 ** 20))
     throw new RangeError(`a flow table for ${capacity} flows: 1 to ${2 ** 20}`)
-  const words = HEADER.WORDS + slotsFor(capacity) + 2 * (capacity + 1) * LINE
-  return { capacity, tcpIdleMs, idleMs, lingerMs, memory: new SharedArrayBuffer(words * 4) }
+  return { capacity, tcpIdleMs, idleMs, lingerMs }
+}
+
+/** Bytes of a table's memory. */
+export function sizeOf({ capacity }: FlowTableOptions): number {
+  return (HEADER.WORDS + slotsFor(capacity) + 2 * (capacity + 1) * LINE) * 4
 }
 
 /** Where the parts of a table's memory begin, in bytes, and how many slots and words of lines there are. */

@@ -6,7 +6,18 @@
 import type { Batch } from '../memory/batch.ts'
 import { PROTOCOL } from '../wire/ipv4.ts'
 import { FIN, RST, SYN } from '../wire/tcp.ts'
-import { COLD, type FlowTableHandle, HEADER, HOT, isClosed, LINE, LINE_SHIFT, layoutOf, SEEN } from './layout.ts'
+import {
+  COLD,
+  ENDPOINT_SHIFT,
+  type FlowTableHandle,
+  HEADER,
+  HOT,
+  isClosed,
+  LINE,
+  LINE_SHIFT,
+  layoutOf,
+  SEEN,
+} from './layout.ts'
 
 const FINS = SEEN.FIN_A | SEEN.FIN_B
 const TAG = 21
@@ -22,6 +33,7 @@ const PACKETS = HOT.PACKETS / 2
 const BYTES = HOT.BYTES / 2
 const VERDICT = HOT.VERDICT
 const HASH = HOT.HASH
+const ENDPOINT = ENDPOINT_SHIFT
 // Multiplying spreads hashes that share their low bits because these chose the worker.
 const SPREAD = 0x9e3779b1
 // 4096 flows: what is on its way to the endpoint and back.
@@ -74,6 +86,7 @@ export class FlowTable {
     this.doubles = new Float64Array(memory, hot, words / 2)
     this.cold = new Int32Array(memory, cold, words)
     this.coldDoubles = new Float64Array(memory, cold, words / 2)
+    this.free = this.header[HEADER.FREE]
   }
 
   /** The clock, in ms of any epoch: set once a breath or once a packet, so that no call carries a double. */
@@ -203,6 +216,7 @@ export class FlowTable {
     while (index[slot] !== 0) slot = (slot + 1) & mask
     index[slot] = (hash << TAG) | row
     header[HEADER.COUNT]++
+    header[HEADER.FLOWS_TO]++
     this.created[0]++
     return row
   }
@@ -255,6 +269,7 @@ export class FlowTable {
     Atomics.add(cold, own + COLD.SEQUENCE, 1)
     this.free = row
     header[HEADER.COUNT]--
+    header[HEADER.FLOWS_TO + (hot[own + VERDICT] >>> ENDPOINT)]--
   }
 
   /** Has the flows of an attachment end as `expire` comes by, or those of the next one of its number live. */
@@ -300,13 +315,17 @@ export class FlowTable {
     this.cold[(row << ROW) + COLD.COOKIE] = cookie
   }
 
-  /** Number of the endpoint that the flow goes to. */
+  /** Number of the endpoint that the flow goes to, up to MAX_ENDPOINTS; 0 for none. */
   endpoint(row: number): number {
-    return this.cold[(row << ROW) + COLD.ENDPOINT]
+    return this.hot[(row << ROW) + VERDICT] >>> ENDPOINT
   }
 
   setEndpoint(row: number, endpoint: number): void {
-    this.cold[(row << ROW) + COLD.ENDPOINT] = endpoint
+    const { hot, header } = this
+    const at = (row << ROW) + VERDICT
+    header[HEADER.FLOWS_TO + (hot[at] >>> ENDPOINT)]--
+    header[HEADER.FLOWS_TO + endpoint]++
+    hot[at] = (hot[at] & ((1 << ENDPOINT) - 1)) | (endpoint << ENDPOINT)
   }
 
   /** Number of the rule that decided; -1, once set, for the default. */
@@ -357,3 +376,7 @@ function mixOf(keys: Int32Array, at: number): number {
   const ends = (keys[at + 2] ^ keys[at + 5]) + Math.imul(keys[at + 6] ^ keys[at + 9], 0x85ebca6b)
   return Math.imul(ends ^ Math.imul(keys[at + 1], 0xc2b2ae35), SPREAD)
 }
+
+/** Where a hash's search begins in an index of so many slots, and the word of a row there; for whoever makes an index anew. */
+export const indexPlace = (hash: number, slots: number) => Math.imul(hash, SPREAD) >>> (32 - Math.log2(slots))
+export const indexWord = (hash: number, row: number) => (hash << TAG) | row

@@ -10,24 +10,12 @@ import { VERDICT } from '../../src/flow/verdict.ts'
 import { FlowView } from '../../src/flow/view.ts'
 import { Batch } from '../../src/memory/batch.ts'
 import { KEY_WORDS } from '../../src/memory/pool.ts'
+import { makeFlows } from './flows.ts'
 import { allocatedBy, PER_READING } from './heap.ts'
 
 const TCP = 6
 const UDP = 17
 const [FIN, SYN, RST, ACK] = [1, 2, 4, 16]
-
-/** Keys of different flows, KEY_WORDS apart, and their hashes. */
-function makeFlows(count: number, protocol = TCP): { keys: Int32Array; hash: Int32Array } {
-  const keys = new Int32Array(count * KEY_WORDS)
-  for (let i = 0; i < count; i++) {
-    const at = i * KEY_WORDS
-    keys[at + KEY.KIND] = (4 << 24) | (protocol << 16) | 3
-    keys[at + KEY.PORTS] = ((1024 + (i & 0xff)) << 16) | 443
-    keys[at + KEY.A] = 0x0a000000 + (i >> 8)
-    keys[at + KEY.B] = 0xc0000201 | 0
-  }
-  return { keys, hash: Int32Array.from({ length: count }, (_, i) => hashKey(keys, i * KEY_WORDS, FIXED_SEED)) }
-}
 
 function make(options: FlowTableOptions): { table: FlowTable; view: FlowView } {
   const handle = createFlowTable(options)
