@@ -1,16 +1,12 @@
-// The log of a long-running face: one line an event on standard error, as JSON or as text.
+// The log of a long-running face: one line an event on standard output, as JSON or as text.
 //
 // Written at once by pino, without its threads: what was said before a crash is there. Strings from elsewhere (pod names) cannot
 // begin a line of their own in either format.
 
 import { writeSync } from 'node:fs'
+import { isatty } from 'node:tty'
 import { pino, stdTimeFunctions } from 'pino'
-
-export const LOG_LEVELS = ['debug', 'info', 'warn', 'error'] as const
-export type LogLevel = (typeof LOG_LEVELS)[number]
-
-export const LOG_FORMATS = ['json', 'text'] as const
-export type LogFormat = (typeof LOG_FORMATS)[number]
+import type { LogLevel } from './config.ts'
 
 /** What a line is about, for programs that read it. */
 export interface LogFields {
@@ -29,14 +25,17 @@ export type Log = (text: string, fields?: LogFields) => void
 
 export interface LogOptions {
   level: LogLevel
-  format: LogFormat
-  /** Takes a line with its newline; standard error when not given. */
-  write?: (line: string) => void
+  /** `auto`: text on a terminal, else JSON. */
+  format: 'auto' | 'json' | 'text'
+  /** Where lines go; standard output when not given. */
+  fd?: number
 }
 
 /** Opens the log; there is nothing to close. */
-export function openLog({ level, format, write = toStandardError }: LogOptions): Log {
-  const stream = { write: format === 'json' ? write : (line: string) => write(textLine(line)) }
+export function openLog({ level, format, fd = 1 }: LogOptions): Log {
+  const json = format === 'json' || (format === 'auto' && !isatty(fd))
+  const write = lineWriter(fd)
+  const stream = { write: (line: string) => write(json ? line : textLine(line)) }
   const formatters = { level: (label: string) => ({ level: label }) }
   const logger = pino({ level, base: { pid: process.pid }, timestamp: stdTimeFunctions.isoTime, formatters }, stream)
   return (text, { level: at = 'info', ...fields } = {}) => logger[at](fields, text)
@@ -57,18 +56,23 @@ function escaped(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, c => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)
 }
 
-const PATIENCE_TRIES = 20
+const TRIES = 20
 const pause = new Int32Array(new SharedArrayBuffer(4))
 
-/** Writes a line. A pipe that nobody empties, or that is gone, loses lines; packets go on. */
-function toStandardError(line: string): void {
-  let rest = Buffer.from(line)
-  for (let i = 0; i < PATIENCE_TRIES && rest.length > 0; i++) {
-    try {
-      rest = rest.subarray(writeSync(2, rest))
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') return
-      Atomics.wait(pause, 0, 0, 1)
+/** Writes lines. A pipe that nobody empties, or that is gone, loses some; packets go on. */
+function lineWriter(fd: number): (line: string) => void {
+  let torn = false
+  return line => {
+    let rest = Buffer.from(torn ? `\n${line}` : line)
+    const whole = rest.length
+    for (let i = 0; i < TRIES && rest.length > 0; i++) {
+      try {
+        rest = rest.subarray(writeSync(fd, rest))
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') return
+        Atomics.wait(pause, 0, 0, 1)
+      }
     }
+    torn = rest.length > 0 && (torn || rest.length < whole)
   }
 }
