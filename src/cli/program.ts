@@ -28,6 +28,11 @@ const COMMANDS: Entry[] = [
     load: async () => (await import('./gateway.ts')).gatewayCommand(),
   },
   {
+    name: 'policy',
+    summary: 'Kubernetes and Cilium network policies, checked and explained',
+    load: async () => (await import('./policy.ts')).policyCommand(),
+  },
+  {
     name: 'replay',
     summary: 'a capture through the dataplane and a gateway, with a report',
     load: async () => (await import('./replay.ts')).replayCommand(),

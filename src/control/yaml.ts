@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { inspect } from 'node:util'
-import { isCollection, isMap, isNode, isScalar, LineCounter, parseDocument } from 'yaml'
+import { isCollection, isMap, isNode, isScalar, LineCounter, parseAllDocuments, parseDocument } from 'yaml'
 import { z } from 'zod'
 import { DetourError } from '../errors.ts'
 import { didYouMean } from './suggest.ts'
@@ -54,13 +54,35 @@ export function checkValue<Schema extends z.ZodType>(schema: Schema, value: unkn
 
 /** Reads a YAML (or JSON) file; throws DetourError with all that is wrong in it. */
 export function readYaml<Schema extends z.ZodType>(schema: Schema, file: string): z.output<Schema> {
-  let source: string
+  return parseYaml(schema, readText(file), file)
+}
+
+function readText(file: string): string {
   try {
-    source = readFileSync(file, 'utf8')
+    return readFileSync(file, 'utf8')
   } catch (error) {
     throw new DetourError('not-found', `${file}: cannot be read (${(error as Error).message})`, { cause: error })
   }
-  return parseYaml(schema, source, file)
+}
+
+/** Reads every document of a YAML (or JSON) file that holds something; `where` names file and document, for `checkValue`. Throws DetourError. */
+export function readYamlDocuments(file: string): { value: unknown; where: string }[] {
+  const source = readText(file)
+  // A quarter of the time, and the usual form of what a machine has written.
+  if (source.trimStart().startsWith('{')) return [{ value: guard(file, () => JSON.parse(source)), where: file }]
+  const lines = new LineCounter()
+  const documents = guard(file, () =>
+    parseAllDocuments(source, { lineCounter: lines, prettyErrors: false, logLevel: 'error' }),
+  )
+  return [...documents].flatMap((document, i) => {
+    const [flaw] = document.errors
+    if (flaw !== undefined) {
+      const { line, col } = lines.linePos(flaw.pos[0])
+      throw new DetourError('bad-config', `${file}:${line}:${col}: ${flaw.message}`)
+    }
+    const value: unknown = guard(file, () => document.toJS())
+    return value === null ? [] : [{ value, where: documents.length === 1 ? file : `${file}, document ${i + 1}` }]
+  })
 }
 
 /** Like readYaml, of text; an empty text is an empty mapping. */
