@@ -3,7 +3,7 @@
 import { setI32 } from '../wire/bytes.ts'
 import { formatAddress as formatAddress4 } from '../wire/ipv4.ts'
 import { formatAddress as formatAddress6 } from '../wire/ipv6.ts'
-import { COLD, type FlowTableHandle, HEADER, HOT, isClosed, LINE, layoutOf, SEEN } from './layout.ts'
+import { COLD, ENDPOINT_SHIFT, type FlowTableHandle, HEADER, HOT, isClosed, LINE, layoutOf, SEEN } from './layout.ts'
 
 /** Where the cold line begins in a copied row. */
 const BEHIND = LINE
@@ -22,6 +22,7 @@ export interface FlowRecord {
   closed: boolean
   verdict: number
   rule: number
+  /** Number of its endpoint; 0 for none. */
   endpoint: number
   cookie: number
   state: number
@@ -62,6 +63,11 @@ export class FlowView {
   /** Flows in the table. */
   get count(): number {
     return Atomics.load(this.header, HEADER.COUNT)
+  }
+
+  /** Flows that go to the endpoint of that number. */
+  countTo(endpoint: number): number {
+    return Atomics.load(this.header, HEADER.FLOWS_TO + endpoint)
   }
 
   /** Flows that there ever were. */
@@ -113,7 +119,7 @@ export function flowRecord(copy: Int32Array, doubles: Float64Array, row: number)
     closed: isClosed(seen),
     verdict: seen & 0xff,
     rule: copy[BEHIND + COLD.RULE],
-    endpoint: copy[BEHIND + COLD.ENDPOINT],
+    endpoint: seen >>> ENDPOINT_SHIFT,
     cookie: copy[BEHIND + COLD.COOKIE],
     state: copy[BEHIND + COLD.STATE],
     firstSeenMs: doubles[(BEHIND + COLD.FIRST_SEEN) / 2],

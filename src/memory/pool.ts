@@ -75,8 +75,8 @@ const align = (n: number) => (n + 63) & ~63
 /** Words of a flow key; the last two are padding, so that a key never straddles more lines than it must. */
 export const KEY_WORDS = 12
 
-// Bytes of metadata a frame: one double, twelve words and the key, three halves, six bytes; arrays, widest first.
-const META = 8 + (12 + KEY_WORDS) * 4 + 3 * 2 + 6
+// Bytes of metadata a frame: one double, twelve words and the key, three halves, seven bytes; arrays, widest first.
+const META = 8 + (12 + KEY_WORDS) * 4 + 3 * 2 + 7
 
 /** Allocates the shared memory of a pool. Throws RangeError when the sizes make no sense. */
 export function createPool(options: PoolOptions): PoolHandle {
@@ -152,6 +152,8 @@ export class Pool {
   readonly reversed: Uint8Array
   /** Verdict of the decide stage. */
   readonly verdict: Uint8Array
+  /** Number of the endpoint that the frame goes to (memory/endpoints.ts); 0 where there is only one. */
+  readonly endpoint: Uint8Array
 
   private readonly base: number
   /** Where frame 0 would begin if all were large. */
@@ -209,6 +211,7 @@ export class Pool {
     this.direction = new Uint8Array(memory, take(1), frames)
     this.reversed = new Uint8Array(memory, take(1), frames)
     this.verdict = new Uint8Array(memory, take(1), frames)
+    this.endpoint = new Uint8Array(memory, take(1), frames)
     this.stack = new Int32Array(frames)
     for (let frame = first + count - 1; frame >= first; frame--) this.stack[this.top++] = frame
     this.smallStack = new Int32Array(small)
@@ -293,5 +296,6 @@ export class Pool {
     this.direction[to] = this.direction[from]
     this.reversed[to] = this.reversed[from]
     this.verdict[to] = this.verdict[from]
+    this.endpoint[to] = this.endpoint[from]
   }
 }
