@@ -1,7 +1,8 @@
 // Puts a flow table in order whose writer ended, perhaps in the middle of a write: the rows are the truth, the index and the list
 // of free rows are made anew from them. A row that was being given to a flow, or taken from it, is free.
 
-import { COLD, type FlowTableHandle, HEADER, HOT, LINE, layoutOf } from './layout.ts'
+import { ENDPOINT_NUMBERS } from '../memory/endpoints.ts'
+import { COLD, ENDPOINT_SHIFT, type FlowTableHandle, HEADER, HOT, LINE, layoutOf } from './layout.ts'
 import { indexPlace, indexWord } from './table.ts'
 
 /** Makes the table fit to be written again, and returns how many flows it has; before a FlowTable is built on it, while nobody writes. */
@@ -15,6 +16,7 @@ export function recoverFlowTable(handle: FlowTableHandle): number {
   const used = Math.min(header[HEADER.USED], handle.capacity)
   // An index that was never written is not touched, or all of it would be committed.
   if (used > 0) index.fill(0)
+  header.fill(0, HEADER.FLOWS_TO, HEADER.FLOWS_TO + ENDPOINT_NUMBERS)
   let free = 0
   let count = 0
   for (let row = used; row > 0; row--) {
@@ -24,6 +26,7 @@ export function recoverFlowTable(handle: FlowTableHandle): number {
       let slot = indexPlace(hash, at.slots)
       while (index[slot] !== 0) slot = (slot + 1) & (at.slots - 1)
       index[slot] = indexWord(hash, row)
+      header[HEADER.FLOWS_TO + (hot[own + HOT.VERDICT] >>> ENDPOINT_SHIFT)]++
       count++
       continue
     }
