@@ -1,0 +1,212 @@
+// The plugin: environment and standard input in, standard output and an exit status out. All work is the daemon's.
+
+import type { ControlClient } from '../control/client.ts'
+import {
+  addressesOf,
+  type Configuration,
+  cniVersionOf,
+  decode,
+  type JsonObject,
+  readConfiguration,
+  socketOf,
+  validAttachments,
+} from './configuration.ts'
+import { CniError, CODE, renderError } from './error.ts'
+import { type Environment, type Parameters, readParameters } from './parameters.ts'
+import { checkVersion, NEWEST, VERSIONS } from './versions.ts'
+
+/** What a call leaves behind. */
+export interface Outcome {
+  /** Exit status. */
+  status: 0 | 1
+  /** For standard output. */
+  output: string
+  /** For the log: what was called on what, and what went wrong. */
+  note: Record<string, string | number | boolean | undefined>
+  logFile?: string
+}
+
+/** More than this on standard input is refused. */
+export const INPUT_LIMIT = 4 << 20
+
+/** How long connecting and each answer of the daemon may take. A runtime asks for STATUS every five seconds. */
+const PATIENCE_MS = { ADD: 20_000, DEL: 5000, CHECK: 5000, STATUS: 2000, GC: 30_000 }
+
+/** One call of an attachment's or a network's verb. */
+interface Call {
+  parameters: Parameters
+  json: JsonObject
+  note: Outcome['note']
+}
+
+interface Verb {
+  /** The first version of the specification that has it. */
+  since: string
+  /** Returns what goes to standard output. */
+  run(call: Call): Promise<string>
+}
+
+const VERBS: Record<string, Verb> = {
+  ADD: { since: '0.3.1', run: add },
+  DEL: { since: '0.3.1', run: del },
+  CHECK: { since: '0.4.0', run: check },
+  STATUS: { since: '1.1.0', run: status },
+  GC: { since: '1.1.0', run: collect },
+}
+
+/** Serves one call. Never throws; whatever it is given, a failure is an error object on standard output. */
+export async function plugin(env: Environment, stdin: AsyncIterable<Uint8Array>): Promise<Outcome> {
+  const note: Outcome['note'] = { command: env.CNI_COMMAND }
+  let cniVersion = NEWEST
+  let logFile: string | undefined
+  try {
+    const command = env.CNI_COMMAND ?? ''
+    if (command === 'VERSION') return { status: 0, output: await version(stdin), note }
+    if (!Object.hasOwn(VERBS, command)) {
+      const details = `CNI_COMMAND is ${JSON.stringify(command.slice(0, 100))}; verbs: ${Object.keys(VERBS).join(', ')}, VERSION`
+      throw new CniError(CODE.BAD_ENVIRONMENT, 'invalid CNI_COMMAND', details)
+    }
+    const parameters = readParameters(env, command)
+    const json = decode(await read(stdin))
+    const asked = cniVersionOf(json)
+    if (VERSIONS.includes(asked)) cniVersion = asked
+    const { containerId, ifname, podNamespace, podName } = parameters
+    Object.assign(note, { cniVersion: asked, containerId, ifname, podNamespace, podName })
+    if (typeof json.logFile === 'string') logFile = json.logFile
+    checkVersion(asked, command, VERBS[command].since)
+    return { status: 0, output: await VERBS[command].run({ parameters, json, note }), note, logFile }
+  } catch (error) {
+    const failure =
+      error instanceof CniError ? error : new CniError(CODE.FAILED, 'the plugin failed', (error as Error).message)
+    Object.assign(note, { code: failure.code, error: failure.message, details: failure.details })
+    return { status: 1, output: renderError(failure, cniVersion), note, logFile }
+  }
+}
+
+async function read(stdin: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
+  const chunks: Uint8Array[] = []
+  let length = 0
+  for await (const chunk of stdin) {
+    length += chunk.length
+    if (length > INPUT_LIMIT) {
+      throw new CniError(CODE.IO, 'the network configuration is too long', `at most ${INPUT_LIMIT} bytes are read`)
+    }
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks)
+}
+
+/** VERSION answers in the question's version; a runtime may also ask without one. */
+async function version(stdin: AsyncIterable<Uint8Array>): Promise<string> {
+  const bytes = await read(stdin)
+  const cniVersion = bytes.length === 0 ? NEWEST : cniVersionOf({ cniVersion: NEWEST, ...decode(bytes) })
+  return JSON.stringify({ cniVersion, supportedVersions: VERSIONS })
+}
+
+async function add({ parameters, json, note }: Call): Promise<string> {
+  const configuration = readConfiguration(json)
+  const { prevResult } = configuration
+  if (prevResult === undefined && configuration.interface === undefined) {
+    const details = 'there is no prevResult: in the conflist, detour comes after the plugin that makes the interface'
+    throw new CniError(CODE.BAD_CONFIG, 'detour must be called as a chained plugin', details)
+  }
+  // Written before anything is done, so that an answer that cannot be written leaves nothing behind.
+  const output = JSON.stringify({ ...prevResult, cniVersion: configuration.cniVersion })
+  if (isExcluded(configuration, parameters)) {
+    note.inspected = false
+    return output
+  }
+  const { inspect, excludeNamespaces, failMode, name } = configuration
+  const { netns, podNamespace, podName, podUid } = parameters
+  const reply = await ask(configuration, PATIENCE_MS.ADD, client =>
+    client.ask('attach', {
+      ...target(configuration, parameters),
+      netns,
+      network: name,
+      podNamespace,
+      podName,
+      podUid,
+      annotations: { ...parameters.annotations, ...configuration.annotations },
+      inspect,
+      excludeNamespaces,
+      failMode,
+    }),
+  )
+  Object.assign(note, { inspected: reply.inspected, reason: reply.reason, id: reply.id })
+  return output
+}
+
+/** Succeeds when the daemon cannot be asked: an error would keep the plugins before this one from cleaning up. */
+async function del({ parameters, json, note }: Call): Promise<string> {
+  const { containerId, ifname, netns } = parameters
+  const request = { containerId, ifname: unchainedInterface(json) ?? ifname, netns }
+  try {
+    note.found = (await ask({ socket: socketOf(json) }, PATIENCE_MS.DEL, client => client.ask('detach', request))).found
+  } catch (error) {
+    note.error = (error as CniError).message
+    note.details = (error as CniError).details
+  }
+  return ''
+}
+
+async function check({ parameters, json }: Call): Promise<string> {
+  const configuration = readConfiguration(json)
+  if (configuration.prevResult === undefined && configuration.interface === undefined) {
+    throw new CniError(CODE.BAD_CONFIG, 'CHECK needs prevResult', 'the configuration has none')
+  }
+  if (isExcluded(configuration, parameters)) return ''
+  const request = { ...target(configuration, parameters), netns: parameters.netns }
+  const { ok, reason } = await ask(configuration, PATIENCE_MS.CHECK, client => client.ask('check', request))
+  if (!ok) throw new CniError(CODE.NOT_AS_ADDED, 'the attachment is not as it was added', reason)
+  return ''
+}
+
+async function status({ json }: Call): Promise<string> {
+  const { ready, degraded, reason } = await ask(readConfiguration(json), PATIENCE_MS.STATUS, client =>
+    client.ask('ready', {}),
+  ).catch((error: CniError) => {
+    throw new CniError(CODE.NOT_AVAILABLE, error.message, error.details)
+  })
+  if (ready) return ''
+  if (degraded)
+    throw new CniError(CODE.LIMITED, 'the Detour daemon is not ready, and attached pods are affected', reason)
+  throw new CniError(CODE.NOT_AVAILABLE, 'the Detour daemon is not ready', reason)
+}
+
+async function collect({ json, note }: Call): Promise<string> {
+  const configuration = readConfiguration(json)
+  const valid = validAttachments(json).map(({ containerId, ifname }) => ({
+    containerId,
+    ifname: configuration.interface ?? ifname,
+  }))
+  const { removed } = await ask(configuration, PATIENCE_MS.GC, client =>
+    client.ask('collect', { network: configuration.name, valid }),
+  )
+  note.removed = removed.join(' ')
+  return ''
+}
+
+/** Pods that the network excludes start without the daemon too. */
+function isExcluded({ excludeNamespaces }: Configuration, { podNamespace }: Parameters): boolean {
+  return excludeNamespaces.includes(podNamespace)
+}
+
+/** The attachment: of an unchained entry it is the interface that the entry names, not the one the runtime counts. */
+function target(configuration: Configuration, { containerId, ifname }: Parameters) {
+  const ours = configuration.interface ?? ifname
+  return { containerId, ifname: ours, addresses: addressesOf(configuration.prevResult, ours) }
+}
+
+function unchainedInterface(json: JsonObject): string | undefined {
+  return typeof json.interface === 'string' ? json.interface : undefined
+}
+
+/** The client is loaded when it is wanted, which is not for VERSION and bad configurations. */
+async function ask<T>(
+  { socket }: Pick<Configuration, 'socket'>,
+  patienceMs: number,
+  question: (client: ControlClient) => Promise<T>,
+): Promise<T> {
+  const { askDaemon } = await import('./daemon.ts')
+  return askDaemon(socket, patienceMs, question)
+}
