@@ -2,7 +2,7 @@
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { serve } from '../src/control/spawn.ts'
-import type { AttachmentInput, ForwardInput, ForwardRequest } from '../src/control/worker-input.ts'
+import type { AttachmentInput, ForwardInput, ForwardRequest, LiveSettings } from '../src/control/worker-input.ts'
 import { type DeviceSpec, Devices } from '../src/device/open.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { NextHopView } from '../src/memory/nexthop.ts'
@@ -58,6 +58,7 @@ function answer(request: unknown): unknown {
   const asked = request as ForwardRequest
   if ('attach' in asked) attach(asked.attach)
   else if ('detach' in asked) detach(asked.detach)
+  else if ('settings' in asked) apply(asked.settings)
   else useExpress(asked.express)
   return counters.share()
 }
@@ -80,6 +81,12 @@ function detach(attachment: number): void {
   devices.release(device)
   heartbeats.get(attachment)?.close()
   heartbeats.delete(attachment)
+}
+
+function apply({ policy, polling, tickMs, failModes }: LiveSettings): void {
+  forwarder.usePolicy(policy)
+  for (const [attachment, mode] of failModes) forwarder.useFailMode(attachment, mode === 'closed')
+  loop.pace(tickMs, polling)
 }
 
 /** Takes another express device, or none, in place of the one that there is. */

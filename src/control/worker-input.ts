@@ -2,6 +2,7 @@
 
 import type { DeviceSpec } from '../device/open.ts'
 import type { CaptureFile, CaptureFormat, OutputFile, PiecesHandle, Rate } from '../device/pcap.ts'
+import type { PolicyHandle } from '../flow/policy.ts'
 import type { Steering } from '../flow/steering.ts'
 import type { CountersHandle } from '../memory/counters.ts'
 import type { NextHopHandle } from '../memory/nexthop.ts'
@@ -36,8 +37,21 @@ export interface ForwardInput extends WorkerInput, PeerInput {
   polling: PollingOptions
 }
 
+/** What may change while packets flow. */
+export interface LiveSettings {
+  policy: PolicyHandle
+  polling: PollingOptions
+  tickMs: number
+  /** Of each attachment, by number. */
+  failModes: [attachment: number, mode: FailMode][]
+}
+
 /** What the main thread asks of workers/forward; each is answered by the worker's counters as they are then. */
-export type ForwardRequest = { attach: AttachmentInput } | { detach: number } | { express: DeviceSpec | undefined }
+export type ForwardRequest =
+  | { attach: AttachmentInput }
+  | { detach: number }
+  | { express: DeviceSpec | undefined }
+  | { settings: LiveSettings }
 
 /** Words of `ReplayInput.status`, doubles. */
 export const REPLAY_STATUS = {

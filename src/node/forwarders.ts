@@ -4,7 +4,7 @@ import type { Config } from '../control/config.ts'
 import type { Peers } from '../control/peers.ts'
 import type { WorkerCounters } from '../control/source.ts'
 import { type RunningWorker, spawnWorker } from '../control/spawn.ts'
-import type { AttachmentInput, ForwardInput, ForwardRequest } from '../control/worker-input.ts'
+import type { AttachmentInput, ForwardInput, ForwardRequest, LiveSettings } from '../control/worker-input.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { createLiveFlowTable } from '../flow/live.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
@@ -53,7 +53,6 @@ export class Forwarders {
   /** Starts the workers and resolves when all of them serve the underlay. Throws DetourError, and then none is left. */
   static async start(options: ForwardersOptions): Promise<Forwarders> {
     const { config, tunnel, way, probe, steering, peers } = options
-    const policy = compile(config.bypass.map(bypassRule), VERDICT.STEER, 'bypass')
     // One seed, because a flow is at home at one worker only if all agree on what a flow is.
     const seed = randomSeed()
     const memory = createProbeMemory()
@@ -70,8 +69,8 @@ export class Forwarders {
         underlay,
         express: options.express[number],
         nextHop: way.handle,
-        forwarder: { tunnel, underlayMtu: way.mtu, flows, seed, policy, probe, probeShare },
-        tickMs: Math.min(50, Math.max(5, Math.floor(config.heartbeatLimitMs / 4))),
+        forwarder: { tunnel, underlayMtu: way.mtu, flows, seed, policy: policyOf(config), probe, probeShare },
+        tickMs: tickOf(config),
         polling: config.polling,
       }
       const name = steering.workers === 1 ? 'forward' : `forward-${number}`
@@ -107,6 +106,12 @@ export class Forwarders {
     await this.ask(number => ({ express: devices[number] }))
   }
 
+  /** Has every worker go by the configuration of now, as far as that may change while packets flow; `failModes` by attachment number. */
+  async reconfigure(config: Config, failModes: LiveSettings['failModes']): Promise<void> {
+    const settings = { policy: policyOf(config), polling: config.polling, tickMs: tickOf(config), failModes }
+    await this.ask(() => ({ settings }))
+  }
+
   /** What the workers last published. */
   counters(): WorkerCounters[] {
     return this.all.map(({ name, counters }) => ({ worker: name, stages: readCounters(counters) }))
@@ -133,6 +138,11 @@ export class Forwarders {
     for (const answer of answers) if (answer.status === 'rejected') throw answer.reason
   }
 }
+
+const policyOf = ({ bypass }: Config) => compile(bypass.map(bypassRule), VERDICT.STEER, 'bypass')
+
+/** The longest time between two heartbeats: a quarter of the limit. */
+const tickOf = ({ heartbeatLimitMs }: Config) => Math.min(50, Math.max(5, Math.floor(heartbeatLimitMs / 4)))
 
 /** A bypass rule passes what goes to the far side it names, whichever side opened the flow. */
 function bypassRule(rule: Config['bypass'][number]): PolicyRule {

@@ -27,7 +27,8 @@ export class Decide {
   private readonly pool: Pool
   private readonly counters: StageCounters
   private readonly table: FlowTable
-  private readonly policy: Policy
+  /** Decides flows from now on; those that are known keep what was decided. */
+  policy: Policy
   private readonly pass: Batch | undefined
   private seen = 0
   /** Flows decided so far; one that had left the table counts again. */

@@ -121,7 +121,7 @@ export class Forwarder {
     const out = new Complete(this.pool, this.podCounters, device)
     this.pods[attachment] = { device, out, returned: new Batch() }
     this.index.set(attachment, mac)
-    this.decide.failClosed[attachment] = failClosed ? 1 : 0
+    this.useFailMode(attachment, failClosed)
     return { device, run: batch => this.goOut(batch, attachment, out) }
   }
 
@@ -131,6 +131,16 @@ export class Forwarder {
     this.pods[attachment] = undefined
     this.index.delete(attachment)
     return pod?.device
+  }
+
+  /** Has new flows decided by this policy. */
+  usePolicy(policy: PolicyHandle): void {
+    this.decide.policy = new Policy(policy)
+  }
+
+  /** What becomes of an attachment's packets while the endpoint does not answer. */
+  useFailMode(attachment: number, closed: boolean): void {
+    this.decide.failClosed[attachment] = closed ? 1 : 0
   }
 
   /** Takes over what is known of the way to the endpoint, which may change while packets flow. */

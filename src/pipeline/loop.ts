@@ -28,8 +28,8 @@ export class Loop {
   /** By place: whether the device may have something. */
   private readonly hot: boolean[] = []
   private readonly tick: (now: number) => boolean
-  private readonly tickMs: number
-  private readonly busyPoll: BusyPoll
+  private tickMs: number
+  private busyPoll: BusyPoll
   private readonly epoll = new Epoll()
   /** Looks at the descriptors, asleep or not; a system call each. */
   looks = 0
@@ -37,6 +37,12 @@ export class Loop {
   /** `tick` runs every `tickMs` at the latest, gets performance.now() and ends the loop by returning false. Sleeps at once unless told otherwise. */
   constructor(tick: (now: number) => boolean, tickMs: number, polling: PollingOptions = NEVER) {
     this.tick = tick
+    this.tickMs = tickMs
+    this.busyPoll = new BusyPoll(polling)
+  }
+
+  /** Ticks and sleeps so from the next tick on. */
+  pace(tickMs: number, polling: PollingOptions): void {
     this.tickMs = tickMs
     this.busyPoll = new BusyPoll(polling)
   }
@@ -69,7 +75,7 @@ export class Loop {
   }
 
   private breathe(): void {
-    const { legs, hot, busyPoll } = this
+    const { legs, hot } = this
     const batch = new Batch()
     let nextTick = 0
     let breaths = 0
@@ -98,13 +104,13 @@ export class Loop {
         for (let i = 0; i < legs.length; i++) if (legs[i]?.device.wanting === true) hot[i] = true
       }
       if (moved > 0) {
-        busyPoll.moved(now)
+        this.busyPoll.moved(now)
         if (++breaths % GLANCE === 0) this.look(0)
       } else if (blocked) {
         this.look(this.patience(now, Math.min(nextTick, now + 1)))
         // What blocks may be freed by frames that come home, which no descriptor announces.
         hot.fill(true)
-      } else this.look(busyPoll.stays(now) ? 0 : this.patience(now, nextTick))
+      } else this.look(this.busyPoll.stays(now) ? 0 : this.patience(now, nextTick))
     }
   }
 
