@@ -17,8 +17,8 @@ export interface Configuration {
   /** Pods of these namespaces are left alone without asking the daemon. */
   excludeNamespaces: string[]
   failMode?: 'open' | 'closed'
-  /** Makes the entry an unchained one, about this interface of the pod, which another network's plugins have made. */
-  interface?: string
+  /** No chain: what is meant is the pod's POD_INTERFACE, which another network's plugins have made. */
+  unchained: boolean
   /** Gets a line of JSON for each call. */
   logFile?: string
   /** The pod's, where the runtime passes them on: those that Detour gives a meaning. */
@@ -28,6 +28,9 @@ export interface Configuration {
 }
 
 export type JsonObject = Record<string, unknown>
+
+/** What kubelets' runtimes call a pod's first interface. */
+export const POD_INTERFACE = 'eth0'
 
 export const DEFAULT_SOCKET = '/run/detour/detour.sock'
 
@@ -62,7 +65,7 @@ export function readConfiguration(json: JsonObject): Configuration {
     inspect: choose(json, 'inspect', ['default', 'always', 'never']) ?? 'default',
     excludeNamespaces: optional(json, 'excludeNamespaces', isStrings, 'a list of strings') ?? [],
     failMode: choose(json, 'failMode', ['open', 'closed']),
-    interface: optional(json, 'interface', isInterface, 'the name of an interface'),
+    unchained: optional(json, 'unchained', isBoolean, 'true or false') ?? false,
     logFile: optional(json, 'logFile', isPath, 'an absolute path'),
     annotations: readAnnotations(json),
     prevResult: readPrevResult(json),
@@ -155,6 +158,7 @@ function choose<T extends string>(json: JsonObject, key: string, choices: T[]): 
 }
 
 const isString = (value: unknown): value is string => typeof value === 'string'
+const isBoolean = (value: unknown): value is boolean => typeof value === 'boolean'
 const isObject = (value: unknown): value is JsonObject =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 const isObjects = (value: unknown): value is JsonObject[] => Array.isArray(value) && value.every(isObject)

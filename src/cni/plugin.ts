@@ -7,6 +7,7 @@ import {
   cniVersionOf,
   decode,
   type JsonObject,
+  POD_INTERFACE,
   readConfiguration,
   socketOf,
   validAttachments,
@@ -47,8 +48,8 @@ interface Verb {
 }
 
 const VERBS: Record<string, Verb> = {
-  ADD: { since: '0.3.1', run: add },
-  DEL: { since: '0.3.1', run: del },
+  ADD: { since: '0.3.0', run: add },
+  DEL: { since: '0.3.0', run: del },
   CHECK: { since: '0.4.0', run: check },
   STATUS: { since: '1.1.0', run: status },
   GC: { since: '1.1.0', run: collect },
@@ -106,7 +107,7 @@ async function version(stdin: AsyncIterable<Uint8Array>): Promise<string> {
 async function add({ parameters, json, note }: Call): Promise<string> {
   const configuration = readConfiguration(json)
   const { prevResult } = configuration
-  if (prevResult === undefined && configuration.interface === undefined) {
+  if (prevResult === undefined && !configuration.unchained) {
     const details = 'there is no prevResult: in the conflist, detour comes after the plugin that makes the interface'
     throw new CniError(CODE.BAD_CONFIG, 'detour must be called as a chained plugin', details)
   }
@@ -139,7 +140,7 @@ async function add({ parameters, json, note }: Call): Promise<string> {
 /** Succeeds when the daemon cannot be asked: an error would keep the plugins before this one from cleaning up. */
 async function del({ parameters, json, note }: Call): Promise<string> {
   const { containerId, ifname, netns } = parameters
-  const request = { containerId, ifname: unchainedInterface(json) ?? ifname, netns }
+  const request = { containerId, ifname: interfaceOf(json.unchained === true, ifname), netns }
   try {
     note.found = (await ask({ socket: socketOf(json) }, PATIENCE_MS.DEL, client => client.ask('detach', request))).found
   } catch (error) {
@@ -151,7 +152,7 @@ async function del({ parameters, json, note }: Call): Promise<string> {
 
 async function check({ parameters, json }: Call): Promise<string> {
   const configuration = readConfiguration(json)
-  if (configuration.prevResult === undefined && configuration.interface === undefined) {
+  if (configuration.prevResult === undefined && !configuration.unchained) {
     throw new CniError(CODE.BAD_CONFIG, 'CHECK needs prevResult', 'the configuration has none')
   }
   if (isExcluded(configuration, parameters)) return ''
@@ -177,7 +178,7 @@ async function collect({ json, note }: Call): Promise<string> {
   const configuration = readConfiguration(json)
   const valid = validAttachments(json).map(({ containerId, ifname }) => ({
     containerId,
-    ifname: configuration.interface ?? ifname,
+    ifname: interfaceOf(configuration.unchained, ifname),
   }))
   const { removed } = await ask(configuration, PATIENCE_MS.GC, client =>
     client.ask('collect', { network: configuration.name, valid }),
@@ -191,14 +192,14 @@ function isExcluded({ excludeNamespaces }: Configuration, { podNamespace }: Para
   return excludeNamespaces.includes(podNamespace)
 }
 
-/** The attachment: of an unchained entry it is the interface that the entry names, not the one the runtime counts. */
-function target(configuration: Configuration, { containerId, ifname }: Parameters) {
-  const ours = configuration.interface ?? ifname
-  return { containerId, ifname: ours, addresses: addressesOf(configuration.prevResult, ours) }
+function target({ unchained, prevResult }: Configuration, { containerId, ifname }: Parameters) {
+  const ours = interfaceOf(unchained, ifname)
+  return { containerId, ifname: ours, addresses: addressesOf(prevResult, ours) }
 }
 
-function unchainedInterface(json: JsonObject): string | undefined {
-  return typeof json.interface === 'string' ? json.interface : undefined
+/** The interface that an attachment is about. NB: of an unchained entry it is not the one that the runtime names. */
+function interfaceOf(unchained: boolean, ifname: string): string {
+  return unchained ? POD_INTERFACE : ifname
 }
 
 /** The client is loaded when it is wanted, which is not for VERSION and bad configurations. */

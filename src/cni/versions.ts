@@ -3,7 +3,7 @@
 import { CniError, CODE, shown } from './error.ts'
 
 /** Those that Detour speaks, ascending. */
-export const VERSIONS = ['0.3.1', '0.4.0', '1.0.0', '1.1.0']
+export const VERSIONS = ['0.3.0', '0.3.1', '0.4.0', '1.0.0', '1.1.0']
 
 /** The newest of VERSIONS: an answer's when the question's is not known. */
 export const NEWEST = VERSIONS[VERSIONS.length - 1]
