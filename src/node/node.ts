@@ -15,6 +15,7 @@ import type { FailMode } from '../os/heartbeat.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
+import type { Attachment } from './attachment.ts'
 import { openExpress } from './express.ts'
 import { Forwarders } from './forwarders.ts'
 import type { Inheritance } from './handover.ts'
@@ -64,6 +65,10 @@ export interface RunningNode {
   status(): { endpointUp: boolean; probesSent: number; probesAnswered: number }
   /** What is or was wrong with uplink, pods, endpoint, or for want of room. */
   alarms(): Alarm[]
+  /** What is attached under an id. */
+  attachment(id: string): Attachment | undefined
+  /** Goes by what has changed in its configuration object, as far as that may change while packets flow. */
+  reconfigure(): Promise<void>
   /** The attached pods, as they were given. */
   pods(): PodOptions[]
   /**
@@ -181,6 +186,8 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
     done: forwarders.done,
     status: () => forwarders.endpoint(),
     alarms: () => upkeep.list(),
+    attachment: id => pods.get(id),
+    reconfigure: () => pods.reconfigure(),
     async attach(pod) {
       await pods.attach(pod)
       upkeep.keep(pod)

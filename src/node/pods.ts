@@ -74,6 +74,13 @@ export class Pods {
     log(`attachment ${id}: ${attachment.interface} by ${rung}, fail-${failMode}, TAP with ${capabilities}`)
   }
 
+  /** Has workers and gates go by the configuration of now. */
+  async reconfigure(): Promise<void> {
+    const { config, forwarders } = this.options
+    const modes = [...this.byNumber.keys()].map(number => [number, config.failMode] as [number, FailMode])
+    await forwarders.reconfigure(config, modes)
+  }
+
   /** Leaves a pod's interface as it was found; one that is not attached is fine. */
   async detach(id: string): Promise<void> {
     const number = this.find(id)
