@@ -83,25 +83,34 @@ const portsOf = <Shape extends z.ZodRawShape>(more: Shape) =>
 const denied = portsOf({})
 const allowed = portsOf({ rules: section({ http: list(http) }).optional() })
 
-const far = <const Side extends 'from' | 'to'>(side: Side) =>
-  ({
-    [`${side}Endpoints`]: list(endpoints),
-    [`${side}CIDR`]: list(block()),
-    [`${side}CIDRSet`]: list(cidrSet),
-    [`${side}Entities`]: list(oneOf(ENTITIES)),
-  }) as {
-    [K in `${Side}Endpoints`]: ReturnType<typeof list<typeof endpoints>>
-  } & { [K in `${Side}CIDR`]: ReturnType<typeof list<ReturnType<typeof block>>> } & {
-    [K in `${Side}CIDRSet`]: ReturnType<typeof list<typeof cidrSet>>
-  } & { [K in `${Side}Entities`]: ReturnType<typeof list<ReturnType<typeof oneOf<typeof ENTITIES>>>> }
+const from = {
+  fromEndpoints: list(endpoints),
+  fromCIDR: list(block()),
+  fromCIDRSet: list(cidrSet),
+  fromEntities: list(oneOf(ENTITIES)),
+}
+const to = {
+  toEndpoints: list(endpoints),
+  toCIDR: list(block()),
+  toCIDRSet: list(cidrSet),
+  toEntities: list(oneOf(ENTITIES)),
+}
+
+/** A rule says in one way who is meant, at most (Cilium refuses the same). */
+function rule<Shape extends z.ZodRawShape>(who: object, shape: Shape) {
+  const ways = Object.keys(who)
+  return section(shape).refine(given => ways.filter(way => Object.hasOwn(given as object, way)).length <= 1, {
+    error: `allowed: one of ${ways.join(', ')}`,
+  })
+}
 
 const spec = section({
   description: z.string().optional(),
   endpointSelector: endpoints,
-  ingress: list(section({ ...far('from'), toPorts: allowed })),
-  ingressDeny: list(section({ ...far('from'), toPorts: denied })),
-  egress: list(section({ ...far('to'), toPorts: allowed })),
-  egressDeny: list(section({ ...far('to'), toPorts: denied })),
+  ingress: list(rule(from, { ...from, toPorts: allowed })),
+  ingressDeny: list(rule(from, { ...from, toPorts: denied })),
+  egress: list(rule(to, { ...to, toPorts: allowed })),
+  egressDeny: list(rule(to, { ...to, toPorts: denied })),
   enableDefaultDeny: section({ ingress: yesNo().optional(), egress: yesNo().optional() }).prefault({}),
 })
 

@@ -65,7 +65,7 @@ const others = (pattern: string) => PODS.filter(name => !expand(pattern).include
 interface Scenario {
   name: string
   /** Of namespace x unless it has another. */
-  specs: (object & { namespace?: string })[]
+  specs: { namespace?: string; [field: string]: unknown }[]
   /** [from, to] that are refused, at a port and protocol; all else is allowed. */
   denied: { port?: number; protocol?: 'TCP' | 'UDP' | 'SCTP'; pairs: [string, string][] }[]
 }
