@@ -58,6 +58,7 @@ const EXAMPLES = `
 Examples:
   sudo detour lab --profile vxlan --fail open       the whole topology on this machine, with a report
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml
+  detour policy explain --policy policies/ --inventory cluster.json --from shop/web-0 --to shop/db-0 --port 5432
   detour replay -r in.pcap -w returned.pcap --policy rules.yaml
   zcat in.pcap.gz | detour encap -r - -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7
   detour decap -r out.pcap -w in-again.pcap

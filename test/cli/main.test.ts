@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { detour } from './run.ts'
 
-const COMMANDS = ['lab', 'gateway', 'replay', 'encap', 'decap', 'show']
+const COMMANDS = ['lab', 'gateway', 'policy', 'replay', 'encap', 'decap', 'show']
 
 describe('help', () => {
   test('names every command and shows examples', async () => {
