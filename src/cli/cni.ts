@@ -6,3 +6,7 @@ import { Command } from 'commander'
 export function cniCommand(): Command {
   return new Command('cni').description('The chained CNI plugin, and its installer.')
 }
+
+export async function runCni(argv: string[]): Promise<void> {
+  await cniCommand().parseAsync(argv, { from: 'user' })
+}

@@ -1,6 +1,6 @@
 // The control protocol's messages and frames (control.proto), for both ends. No native code, no socket.
 
-import protobuf from 'protobufjs'
+import type protobuf from 'protobufjs'
 import type {
   AttachReply,
   AttachRequest,
@@ -10,7 +10,7 @@ import type {
   DetachRequest,
   ReadyReply,
 } from './operations.ts'
-import { schemaText } from './schema.ts'
+import { schema } from './schema.ts'
 import type {
   AlarmRow,
   AttachmentRow,
@@ -124,7 +124,6 @@ export interface Failure {
 export type Request = { id: number; body?: Topic } & Partial<RequestBodies>
 export type Reply = { id: number; body?: Topic | 'failure'; failure?: Failure } & Partial<ReplyBodies>
 
-const schema = protobuf.parse(schemaText).root
 const requestType = schema.lookupType('detour.control.Request')
 const replyType = schema.lookupType('detour.control.Reply')
 const PLAIN = { longs: Number, defaults: true, arrays: true, oneofs: true }

@@ -1,6 +1,7 @@
-// The text of control.proto. The build of the single-file plugin puts the text itself in this module's place.
+// control.proto as protobufjs has it. The build of the self-contained plugin puts the parsed form in this module's place.
 
 import { readFileSync } from 'node:fs'
+import protobuf from 'protobufjs'
 import { packageRoot } from './package.ts'
 
-export const schemaText = readFileSync(new URL('src/control/control.proto', packageRoot), 'utf8')
+export const schema = protobuf.parse(readFileSync(new URL('src/control/control.proto', packageRoot), 'utf8')).root

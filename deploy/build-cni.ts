@@ -1,0 +1,102 @@
+// Builds the plugin as files of their own: dist/detour-cni.cjs for hosts with Node.js, dist/detour-cni for those without.
+
+import { execFileSync } from 'node:child_process'
+import {
+  chmodSync,
+  copyFileSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { build, type Plugin } from 'esbuild'
+import { packageRoot, packageVersion } from '../src/control/package.ts'
+import { schema } from '../src/control/schema.ts'
+
+const root = fileURLToPath(packageRoot)
+const dist = join(root, 'dist')
+const bundle = join(dist, 'detour-cni.cjs')
+const executable = join(dist, 'detour-cni')
+
+/** The mark in Node's executable that tells it of an application inside (nodejs.org, "Single executable applications"). */
+const FUSE = 'NODE_SEA_FUSE_fce680ab2cc467b6e072b8b5df1996b2'
+
+/** What the modules that read the package's files are replaced by. */
+const EMBEDDED: Record<string, string> = {
+  'src/control/schema.ts': `import protobuf from 'protobufjs/light.js'
+export const schema = protobuf.Root.fromJSON(${JSON.stringify(schema.toJSON())})`,
+  'src/control/package.ts': `export const packageVersion = () => ${JSON.stringify(packageVersion())}`,
+}
+
+const embed: Plugin = {
+  name: 'embed',
+  setup(build) {
+    build.onLoad({ filter: /\.ts$/ }, ({ path }) => {
+      const contents = EMBEDDED[path.slice(root.length)]
+      return contents === undefined ? undefined : { contents, loader: 'js', resolveDir: root }
+    })
+  },
+}
+
+/** One CommonJS file with all that it needs: the only form that a single executable application can have. */
+async function buildBundle(): Promise<void> {
+  await build({
+    entryPoints: [join(root, 'src/cli/cni-main.ts')],
+    outfile: bundle,
+    bundle: true,
+    minify: true,
+    platform: 'node',
+    format: 'cjs',
+    target: 'node20',
+    plugins: [embed],
+    legalComments: 'eof',
+  })
+  chmodSync(bundle, 0o755)
+}
+
+/** The Node.js that runs this, with the bundle inside. NB: made beside its place and moved there, since it may be running. */
+function buildExecutable(): void {
+  const scratch = mkdtempSync(join(dist, '.cni-'))
+  try {
+    const blob = join(scratch, 'blob')
+    const config = join(scratch, 'config.json')
+    const made = join(scratch, 'detour-cni')
+    const main = join(scratch, 'main.cjs')
+    writeFileSync(main, readFileSync(bundle, 'utf8').replace(/^#!.*/, ''))
+    writeFileSync(
+      config,
+      JSON.stringify({ main, output: blob, disableExperimentalSEAWarning: true, useCodeCache: true }),
+    )
+    node('--experimental-sea-config', config)
+    copyFileSync(process.execPath, made)
+    chmodSync(made, 0o755)
+    node(
+      createRequire(import.meta.url).resolve('postject/dist/cli.js'),
+      made,
+      'NODE_SEA_BLOB',
+      blob,
+      '--sentinel-fuse',
+      FUSE,
+    )
+    renameSync(made, executable)
+  } finally {
+    rmSync(scratch, { recursive: true })
+  }
+}
+
+/** Runs Node.js; what it says is only told when it fails. */
+function node(...args: string[]): void {
+  execFileSync(process.execPath, args, { stdio: 'pipe' })
+}
+
+const megabytes = (path: string) => `${(statSync(path).size / 1e6).toFixed(1)} MB`
+
+await buildBundle()
+buildExecutable()
+console.log(`${bundle} (${megabytes(bundle)}): for hosts with Node.js`)
+console.log(`${executable} (${megabytes(executable)}): for hosts without, of Node.js ${process.version}`)
