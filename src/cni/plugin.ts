@@ -63,6 +63,7 @@ export async function plugin(env: Environment, stdin: AsyncIterable<Uint8Array>)
   try {
     const command = env.CNI_COMMAND ?? ''
     if (command === 'VERSION') return { status: 0, output: await version(stdin), note }
+    if (command === '') throw new CniError(CODE.BAD_ENVIRONMENT, 'missing in the environment: CNI_COMMAND')
     if (!Object.hasOwn(VERBS, command)) {
       const details = `CNI_COMMAND is ${JSON.stringify(command.slice(0, 100))}; verbs: ${Object.keys(VERBS).join(', ')}, VERSION`
       throw new CniError(CODE.BAD_ENVIRONMENT, 'invalid CNI_COMMAND', details)

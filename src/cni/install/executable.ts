@@ -18,7 +18,9 @@ const CHUNK = 1 << 20
 /** The executable that is installed when none is named: this one, or what `npm run build:cni` made. Throws DetourError. */
 export function defaultSource(): string {
   if (basename(process.execPath).startsWith('detour')) return process.execPath
-  const dist = join(dirname(process.argv[1]), '..', '..')
+  const script = process.argv[1]
+  if (basename(script).startsWith(PLUGIN)) return script
+  const dist = join(dirname(script), '..', '..')
   const found = CANDIDATES.map(name => join(dist, name)).find(path => existsSync(path))
   if (found !== undefined) return found
   throw new DetourError(
