@@ -12,6 +12,9 @@ export interface Containerd {
   readonly cri: Cri
   /** Where the CRI service takes its conflist from. */
   readonly confDir: string
+  readonly socket: string
+  /** The tar that the image was imported from. */
+  readonly image: string
   /** Runs `ctr` with arguments, and returns what it printed. */
   ctr(...args: string[]): Promise<string>
   /** Removes all pods, then containerd itself. */
@@ -33,16 +36,15 @@ export async function startContainerd(scene: Scene, binDir: string): Promise<Con
     throw new Error(`containerd ended (${status}): ${readFileSync(log, 'utf8').slice(-2000)}`)
   })
   failed.catch(() => {})
+  const image = writeImage(folder, makeRootfs(join(folder, 'rootfs')), IMAGE, ['/bin/sleep', '100000'])
   const started = async () => {
-    await until('containerd answers', () => existsSync(socket) && cri.status().catch(() => null))
-    const rootfs = makeRootfs(join(folder, 'rootfs'))
-    const image = writeImage(folder, rootfs, IMAGE, ['/bin/sleep', '100000'])
+    await until('containerd answers', () => cri.status().catch(() => null))
     await ctr('-n', 'k8s.io', 'images', 'import', '--snapshotter', 'native', image)
     await until('the CRI service knows the image', () => cri.hasImage(IMAGE))
   }
   await Promise.race([failed, started()])
   return {
-    ...{ cri, confDir, ctr },
+    ...{ cri, confDir, socket, image, ctr },
     async close() {
       for (const pod of await cri.pods().catch(() => [])) {
         await cri.stopPod(pod).catch(() => {})

@@ -27,9 +27,11 @@ export class Cri {
     this.client = new Client(`unix:${socket}`, credentials.createInsecure())
   }
 
-  async status(): Promise<{ type: string; status: boolean; message: string }[]> {
-    const { status } = await this.call('RuntimeService', 'Status', {})
-    return (status as { conditions: { type: string; status: boolean; message: string }[] }).conditions
+  /** Whether the runtime could run a pod, and the network configuration that it would use, as JSON. */
+  async status(): Promise<{ ready: boolean; network: string }> {
+    const { status, info } = await this.call('RuntimeService', 'Status', { verbose: true })
+    const { conditions } = status as { conditions: { status: boolean }[] }
+    return { ready: conditions.every(each => each.status), network: (info as { cniconfig?: string }).cniconfig ?? '' }
   }
 
   async hasImage(image: string): Promise<boolean> {
@@ -64,7 +66,13 @@ export class Cri {
     }
   }
 
-  async createContainer(podSandboxId: string, pod: PodConfig, name: string, image: string, command: string[]): Promise<string> {
+  async createContainer(
+    podSandboxId: string,
+    pod: PodConfig,
+    name: string,
+    image: string,
+    command: string[],
+  ): Promise<string> {
     const config = { metadata: { name }, image: { image }, command, logPath: `${name}.log` }
     const request = { podSandboxId, config, sandboxConfig: pod }
     return (await this.call('RuntimeService', 'CreateContainer', request)).containerId as string
@@ -75,7 +83,11 @@ export class Cri {
   }
 
   async exec(containerId: string, ...cmd: string[]): Promise<Output> {
-    const { stdout, stderr, exitCode } = await this.call('RuntimeService', 'ExecSync', { containerId, cmd, timeout: 60 })
+    const { stdout, stderr, exitCode } = await this.call('RuntimeService', 'ExecSync', {
+      containerId,
+      cmd,
+      timeout: 60,
+    })
     return { stdout: `${stdout}`, stderr: `${stderr}`, exitCode: exitCode as number }
   }
 

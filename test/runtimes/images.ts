@@ -10,7 +10,8 @@ const APPLETS = ['sh', 'sleep', 'wget', 'nc', 'httpd', 'ping', 'cat', 'echo', 't
 
 /** Makes a root file system in a folder that is not there yet. */
 export function makeRootfs(folder: string): string {
-  for (const part of ['bin', 'etc', 'tmp', 'proc', 'sys', 'dev', 'www']) mkdirSync(join(folder, part), { recursive: true })
+  for (const part of ['bin', 'etc', 'tmp', 'proc', 'sys', 'dev', 'www'])
+    mkdirSync(join(folder, part), { recursive: true })
   copyFileSync('/usr/bin/busybox', join(folder, 'bin/busybox'))
   for (const name of APPLETS) symlinkSync('busybox', join(folder, 'bin', name))
   writeFileSync(join(folder, 'etc/passwd'), 'root:x:0:0:root:/:/bin/sh\n')
@@ -42,7 +43,10 @@ export function writeImage(folder: string, rootfs: string, name: string, command
   const manifest = json('application/vnd.oci.image.manifest.v1+json', { schemaVersion: 2, config, layers: [layerBlob] })
   const annotations = { 'io.containerd.image.name': name }
   writeFileSync(join(layout, 'oci-layout'), '{"imageLayoutVersion":"1.0.0"}')
-  writeFileSync(join(layout, 'index.json'), JSON.stringify({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }))
+  writeFileSync(
+    join(layout, 'index.json'),
+    JSON.stringify({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }),
+  )
   const image = join(folder, 'image.tar')
   execFileSync('tar', ['-C', layout, '-cf', image, '.'])
   return image

@@ -33,7 +33,19 @@ export function setUpPodman(scene: Scene, binDir: string): Podman {
   return {
     ...{ confDir, podman },
     run: (network, options, ...command) =>
-      podman('run', '-d', ...limits, '--cgroup-parent', scene.cgroup, '--network', network, ...options, '--rootfs', rootfs, ...command),
+      podman(
+        'run',
+        '-d',
+        ...limits,
+        '--cgroup-parent',
+        scene.cgroup,
+        '--network',
+        network,
+        ...options,
+        '--rootfs',
+        rootfs,
+        ...command,
+      ),
     async close() {
       await podman('rm', '-f', '-a', '-t', '0').catch(() => {})
       for (const pid of monitors(folder)) kill(pid)

@@ -1,7 +1,6 @@
 // Conflists of primary plugins from Debian's containernetworking-plugins, as their manuals show them.
 
 import { writeFileSync } from 'node:fs'
-import { join } from 'node:path'
 
 export type Primary = 'bridge' | 'ptp'
 export type CniVersion = '0.4.0' | '1.0.0' | '1.1.0'
@@ -21,12 +20,10 @@ export interface Network {
   chained: Plugin[]
 }
 
-/** Writes a conflist into a folder. */
-export function writeConflist(folder: string, { name, primary, subnet, cniVersion, dataDir, chained }: Network): string {
+/** Writes a conflist to a file. */
+export function writeConflist(path: string, { name, primary, subnet, cniVersion, dataDir, chained }: Network): void {
   const ipam = { type: 'host-local', ranges: [[{ subnet }]], routes: [{ dst: '0.0.0.0/0' }], dataDir }
   const first =
     primary === 'ptp' ? { type: 'ptp', ipam } : { type: 'bridge', bridge: `br-${name}`, isGateway: true, ipam }
-  const path = join(folder, `10-${name}.conflist`)
   writeFileSync(path, JSON.stringify({ cniVersion, name, plugins: [first, ...chained] }, null, 2))
-  return path
 }

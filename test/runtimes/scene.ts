@@ -4,17 +4,63 @@
 //   pods ── node ──┬─ uplink ══ eth0  gate   (10.99.0.0/24, the tunnel)
 //                  └─ wan    ── eth0  out    (10.77.0.0/24, the server, which knows the pods' networks by the node)
 
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type Running, run, start } from '../../src/lab/process.ts'
-import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch, listNamespaces, namespacePath } from '../../src/os/netns.ts'
+import {
+  createNamespace,
+  deleteNamespace,
+  inNamespace,
+  ip,
+  ipBatch,
+  listNamespaces,
+  namespacePath,
+} from '../../src/os/netns.ts'
+
+const NEEDED = [
+  ...[
+    'ip',
+    'unshare',
+    'bash',
+    'python3',
+    'tcpdump',
+    'tshark',
+    'iptables-save',
+    'containerd',
+    'ctr',
+    'podman',
+    'conmon',
+    'runc',
+  ],
+  ...['/usr/lib/cni/bridge', '/usr/bin/busybox'],
+]
 
 export const GATEWAY = '10.99.0.2'
 export const SERVER = '10.77.0.2'
 /** All pods' networks lie in it. */
 export const PODS = '10.244.0.0/16'
 export const PORT = 8080
+
+/** Why these tests cannot run here, or ''. */
+export const missing =
+  process.getuid?.() !== 0
+    ? 'needs root'
+    : NEEDED.filter(path => !isInstalled(path))
+        .map(what => `needs ${what}`)
+        .join(', ')
+
+/** Title of a test group with the reason when it is skipped. */
+export const title = (name: string) => (missing === '' ? name : `${name} (skipped: ${missing})`)
 
 const ROLES = ['node', 'gate', 'out'] as const
 type Role = (typeof ROLES)[number]
@@ -71,7 +117,15 @@ export function buildScene(name: string): Scene {
   const cgroup = `/dtr-${name}`
   makeNamespaces(names, uplink)
   writeFileSync(file('inside.sh'), inside(file))
-  const wrapped = (command: string[]) => ['unshare', '-m', '--propagation', 'unchanged', 'sh', file('inside.sh'), ...command]
+  const wrapped = (command: string[]) => [
+    'unshare',
+    '-m',
+    '--propagation',
+    'unchanged',
+    'sh',
+    file('inside.sh'),
+    ...command,
+  ]
 
   const scene: Scene = {
     ...{ name, folder, node, gate, out, uplink, cgroup, file },
@@ -105,7 +159,11 @@ function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: strin
   for (const name of [node, gate, out]) {
     createNamespace(name)
     // NB: a new namespace inherits some of the machine's settings, so each is set here.
-    const settings = { 'ipv4/ip_forward': +(name === node), 'ipv4/conf/all/rp_filter': 0, 'ipv4/conf/default/rp_filter': 0 }
+    const settings = {
+      'ipv4/ip_forward': +(name === node),
+      'ipv4/conf/all/rp_filter': 0,
+      'ipv4/conf/default/rp_filter': 0,
+    }
     inNamespace(name, () => {
       for (const [key, value] of Object.entries(settings)) writeFileSync(`/proc/sys/net/${key}`, String(value))
     })
@@ -123,6 +181,11 @@ function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: strin
   )
   ipBatch([`addr add ${GATEWAY}/24 dev eth0`, 'link set eth0 up'], gate)
   ipBatch([`addr add ${SERVER}/24 dev eth0`, 'link set eth0 up', `route add ${PODS} via 10.77.0.1`], out)
+}
+
+function isInstalled(what: string): boolean {
+  const folders = ['/usr/sbin', '/sbin', ...(process.env.PATH ?? '').split(':')]
+  return what.startsWith('/') ? existsSync(what) : folders.some(folder => existsSync(join(folder, what)))
 }
 
 // What runs in them is this scene's own, or that of one that was killed.
@@ -152,8 +215,33 @@ export function kill(pid: number): void {
   }
 }
 
+/** Starts the web server outside, which answers every request with its path; the function says who asked what so far. */
+export async function startServer(scene: Scene): Promise<() => string[]> {
+  const server = scene.start('out', 'server', ['python3', '-u', '-c', SERVER_PROGRAM, SERVER, `${PORT}`])
+  await server.line(line => line === 'ready', LIMIT_MS)
+  return () => server.lines.slice(1)
+}
+
+const SERVER_PROGRAM = `
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print(self.client_address[0], self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+    def log_message(self, *words): pass
+server = http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
+print('ready')
+server.serve_forever()
+`
+
 /** Resolves when it is so; the answer is what the condition gave. */
-export async function until<T>(what: string, condition: () => T | Promise<T>, limitMs = 30_000): Promise<NonNullable<T>> {
+export async function until<T>(
+  what: string,
+  condition: () => T | Promise<T>,
+  limitMs = 30_000,
+): Promise<NonNullable<T>> {
   const end = Date.now() + limitMs
   for (;;) {
     const answer = await condition()

@@ -1,0 +1,161 @@
+// Detour on the scene's node and at its endpoint: the gateway, the daemon, and the plugin beside the reference plugins.
+
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { connectControl } from '../../src/control/client.ts'
+import { detour, type Running } from '../../src/lab/process.ts'
+import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
+import { ip } from '../../src/os/netns.ts'
+import type { Plugin } from './primaries.ts'
+import { GATEWAY, kill, PORT, type Scene, until } from './scene.ts'
+
+/** Debian's reference plugins. */
+const REFERENCE_PLUGINS = '/usr/lib/cni'
+/** UDP to it is dropped by the gateway, whoever sends it. */
+export const CLOSED_PORT = 9999
+
+const POLICY = `default: allow
+rules:
+  - { name: no-secrets, protocol: tcp, ports: [${PORT}], signature: { text: 'GET /secret' }, action: reset }
+  - { name: closed-port, protocol: udp, ports: [${CLOSED_PORT}], action: drop }
+`
+const START_LIMIT_MS = 30_000
+
+/** One line of the gateway's verdict log. */
+export interface Verdict {
+  source: string
+  destination: string
+  destinationPort: number
+  rule: string
+  action: string
+}
+
+export interface Gateway {
+  /** The verdicts so far on flows from an address. */
+  verdicts(source: string): Verdict[]
+}
+
+/** Starts the gateway at the other end of the uplink. */
+export async function startGateway(scene: Scene): Promise<Gateway> {
+  const policy = scene.file('policy.yaml')
+  const log = scene.file('verdicts.jsonl')
+  writeFileSync(policy, POLICY)
+  const files = ['--policy', policy, '--log', log, '--control', scene.file('gateway.sock')]
+  const command = detour('gateway', '--listen', GATEWAY, '--interface', 'eth0', '--json', ...files)
+  await scene.start('gate', 'gateway', command).line(line => line.includes('"listening"'), START_LIMIT_MS)
+  return {
+    verdicts(source) {
+      const lines = existsSync(log) ? readFileSync(log, 'utf8').split('\n').slice(0, -1) : []
+      return lines.map(line => JSON.parse(line) as Verdict).filter(verdict => verdict.source === source)
+    },
+  }
+}
+
+/** The daemon's control socket, wherever it is mentioned. */
+export const socketOf = (scene: Scene) => scene.file('detour/detour.sock')
+
+export interface Daemon {
+  readonly running: Running
+  /** All its processes: the active one, its standby. */
+  pids(): number[]
+  /** SIGKILL to all of them; resolves when they are gone. */
+  killAll(): Promise<void>
+}
+
+/** Starts the daemon on the node and waits until it would attach; `more` is merged over the configuration's top level. */
+export async function startDaemon(scene: Scene, more: object = {}): Promise<Daemon> {
+  const config = scene.file('detour.yaml')
+  const state = scene.file('detour')
+  mkdirSync(state, { recursive: true })
+  const settings = {
+    node: { uplink: scene.uplink, control: socketOf(scene), state },
+    tunnel: { local: '10.99.0.1', remote: GATEWAY, vni: 77 },
+    metrics: { listen: 'none' },
+    ...more,
+  }
+  // YAML is a superset of JSON.
+  writeFileSync(config, JSON.stringify(settings))
+  const log = scene.file('daemon.log')
+  const command = ['sh', '-c', `exec "$@" >>'${log}' 2>&1`, 'daemon', ...detour('node', '--config', config)]
+  const running = scene.start('node', 'daemon', command)
+  const ended = running.done.then(status => {
+    throw new Error(`the daemon ended (${status}): ${readFileSync(log, 'utf8').slice(-2000)}`)
+  })
+  ended.catch(() => {})
+  await Promise.race([ended, until('the daemon is ready', () => isReady(scene), START_LIMIT_MS)])
+  // A daemon's other processes carry the path of its configuration too, which is the scene's alone.
+  const pids = () => pidsOf(scene).filter(pid => commandLine(pid).includes(config))
+  return {
+    running,
+    pids,
+    async killAll() {
+      await until('all of the daemon is gone', () => {
+        const left = pids()
+        left.forEach(kill)
+        return left.length === 0
+      })
+      await running.done
+    },
+  }
+}
+
+/** Whether the daemon would serve ADD now. */
+export async function isReady(scene: Scene): Promise<boolean> {
+  try {
+    const client = await connectControl(socketOf(scene), 1000)
+    try {
+      return (await client.ask('ready', {})).ready
+    } finally {
+      client.close()
+    }
+  } catch {
+    return false
+  }
+}
+
+function pidsOf(scene: Scene): number[] {
+  return ip(['netns', 'pids', scene.node]).split('\n').filter(Boolean).map(Number)
+}
+
+// A process that has ended has no command line.
+function commandLine(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+  } catch {
+    return ''
+  }
+}
+
+/** Makes a folder of plugins: the reference ones, and `detour cni` under the name `detour`. */
+export function makePlugins(scene: Scene): string {
+  const folder = scene.file('plugins')
+  mkdirSync(folder)
+  for (const name of readdirSync(REFERENCE_PLUGINS)) symlinkSync(join(REFERENCE_PLUGINS, name), join(folder, name))
+  const plugin = join(folder, 'detour')
+  writeFileSync(
+    plugin,
+    `#!/bin/sh\nexec ${detour('cni')
+      .map(word => `'${word}'`)
+      .join(' ')}\n`,
+  )
+  chmodSync(plugin, 0o755)
+  return folder
+}
+
+/** Detour's entry of a conflist. */
+export function entry(scene: Scene, more: object = {}): Plugin {
+  return {
+    type: 'detour',
+    socket: socketOf(scene),
+    capabilities: { 'io.kubernetes.cri.pod-annotations': true },
+    ...more,
+  }
+}
+
+/** What the daemon keeps of attachments: pins and state files that carry a container's id. */
+export function tracesOf(scene: Scene, containerId: string): string[] {
+  const short = containerId.slice(0, 12)
+  const folders = [PIN_DIRECTORY, scene.file('detour')].filter(existsSync)
+  const names = folders.flatMap(folder => readdirSync(folder, { recursive: true, encoding: 'utf8' }))
+  return names.filter(name => name.includes(short))
+}
