@@ -1,6 +1,7 @@
 // Conditions that somebody should know of: logged once when they begin and once when they have ended, however often they
 // come and go in between.
 
+import type { Log } from '../control/log.ts'
 import { monotonicMs } from '../os/clock.ts'
 
 /** How long a condition must stay away to count as ended, ms. */
@@ -30,11 +31,11 @@ interface Episode {
 export class Alarms {
   private readonly alarms = new Map<string, Alarm>()
   private readonly episodes = new Map<string, Episode>()
-  private readonly log: (line: string) => void
+  private readonly log: Log
   private readonly now: () => number
 
   /** `now` in ms. */
-  constructor(log: (line: string) => void, now: () => number = monotonicMs) {
+  constructor(log: Log, now: () => number = monotonicMs) {
     this.log = log
     this.now = now
   }
@@ -53,7 +54,7 @@ export class Alarms {
     if (episode !== undefined) episode.times++
     else {
       this.episodes.set(name, { began: since, times: 1, ending: '' })
-      this.log(text)
+      this.log(text, { level: 'warn', event: 'alarm raised', alarm: name })
     }
   }
 
@@ -70,7 +71,7 @@ export class Alarms {
   note(name: string, text: string): void {
     const { times = 0 } = this.alarms.get(name) ?? {}
     this.alarms.set(name, { name, text, raised: false, times: times + 1, since: this.now() })
-    this.log(text)
+    this.log(text, { level: 'warn', event: 'alarm noted', alarm: name })
   }
 
   /** Forgets what was said of something that is no more: the name itself, and those that go on after a space. */
@@ -90,7 +91,8 @@ export class Alarms {
       if (alarm === undefined || alarm.raised || now - alarm.since < HOLD_MS) continue
       this.episodes.delete(name)
       const duration = ((alarm.since - began) / 1000).toFixed(1)
-      this.log(`${ending} after ${duration} s${times > 1 ? `, ${times} times` : ''}`)
+      const text = `${ending} after ${duration} s${times > 1 ? `, ${times} times` : ''}`
+      this.log(text, { event: 'alarm cleared', alarm: name })
     }
   }
 
