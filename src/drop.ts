@@ -43,12 +43,18 @@ const REASONS = {
   INNER_VLAN: 'the inner frame carries a VLAN tag (RFC 7348 section 6.1)',
   ECN_CE_NOT_ECT: 'the underlay marked congestion on a packet whose inner header is not ECN-capable (RFC 6040)',
 
+  // gate: what the kernel stopped at the pod's interface
+  SPOOFED_MAC: 'the pod sent from a MAC address that is not its own',
+  SPOOFED_ADDRESS: 'the pod sent from, or claimed, an IP address that is not its own, or hid it behind a VLAN tag',
+  NO_WORKER: 'no worker was alive and the attachment fails closed',
+
   // classify, decide, restore
   NOT_IP: 'neither IPv4 nor IPv6',
   POLICY: 'a rule says drop',
   RESET: 'a rule says reset',
   ENDPOINT_DOWN: 'the endpoint does not answer and the attachment fails closed',
   FLOW_TABLE_FULL: 'the flow table is full',
+  FLOW_QUOTA: 'the attachment has as many flows as one may have',
   UNKNOWN_FLOW: 'a packet returned for a flow that was never sent out',
   UNKNOWN_ATTACHMENT: 'a packet returned for no attachment of this worker',
   TOO_BIG: 'larger than the tunnel carries; answered with ICMP',
