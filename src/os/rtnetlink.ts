@@ -49,7 +49,7 @@ export const RTM = {
 
 const IFLA = { ADDRESS: 1, IFNAME: 3, MTU: 4, STATS64: 23, GSO_MAX_SIZE: 41 } as const
 const IFA = { ADDRESS: 1, LOCAL: 2 } as const
-const RTA = { DST: 1, SRC: 2, OIF: 4, GATEWAY: 5, METRICS: 8, VIA: 18 } as const
+const RTA = { DST: 1, SRC: 2, OIF: 4, GATEWAY: 5, PREFSRC: 7, METRICS: 8, VIA: 18 } as const
 const RTAX_MTU = 2
 /** Flag of a neighbour message: treat the entry as if a packet went by it. */
 const NTF_USE = 1
@@ -95,12 +95,21 @@ export interface LinkSettings {
   gsoMaxSize?: number
 }
 
+/** An address of an interface. */
+export interface Network {
+  address: Uint8Array
+  /** Length of the prefix that is on the link. */
+  bits: number
+}
+
 /** Where packets for an address go. */
 export interface Route {
   /** Undefined when the address is on the link itself. */
   gateway: Uint8Array | undefined
   /** The interface. */
   index: number
+  /** The address that packets leave with whose sender names none. */
+  source: Uint8Array | undefined
   /** Set on the route; undefined when the interface's counts. */
   mtu: number | undefined
 }
@@ -140,9 +149,10 @@ export class Rtnetlink {
     throw systemError('bind', 'netlink', result)
   }
 
-  /** An interface; undefined when there is none. */
-  link(name: string): Link | undefined {
-    const request = [...words(0, 0, 0, 0), ...attribute(IFLA.IFNAME, cString(name))]
+  /** An interface by name or index; undefined when there is none. */
+  link(which: string | number): Link | undefined {
+    const named = typeof which === 'string'
+    const request = [...words(0, named ? 0 : which, 0, 0), ...(named ? attribute(IFLA.IFNAME, cString(which)) : [])]
     for (const message of this.ask(RTM.GETLINK, 0, request, ERRNO.ENODEV))
       if (message.type === RTM.NEWLINK) return this.readLink(message)
     return undefined
@@ -168,19 +178,24 @@ export class Rtnetlink {
     if (result !== -ERRNO.ENODEV) must(result, 'RTM_DELLINK', name)
   }
 
-  /** IPv4 and IPv6 addresses of an interface, as bytes. */
-  addresses(index: number): Uint8Array[] {
-    const found: Uint8Array[] = []
+  /** IPv4 and IPv6 addresses of an interface, or of all, as bytes. */
+  addresses(index?: number): Uint8Array[] {
+    return this.networks(index).map(({ address }) => address)
+  }
+
+  /** The same with the length of the prefix that is on the link, in bits. */
+  networks(index?: number): Network[] {
+    const found: Network[] = []
     for (const { type, at, end } of this.ask(RTM.GETADDR, NLM_F_DUMP, words(0, 0))) {
-      if (type !== RTM.NEWADDR || view.getUint32(at + 4, true) !== index) continue
+      if (type !== RTM.NEWADDR || (index !== undefined && view.getUint32(at + 4, true) !== index)) continue
       // Of a point-to-point interface, ADDRESS is the far side's.
       const own = this.attribute(at + 8, end, IFA.LOCAL) ?? this.attribute(at + 8, end, IFA.ADDRESS)
-      if (own !== undefined) found.push(own)
+      if (own !== undefined) found.push({ address: own, bits: bytes[at + 1] })
     }
     return found
   }
 
-  /** The way from `source` to `destination` by an interface, as the kernel would send; undefined when there is none. */
+  /** The way from `source` to `destination` by an interface, as the kernel would send; undefined when there is none. Zeros are any. */
   route(destination: Uint8Array, source: Uint8Array, index: number): Route | undefined {
     const bits = destination.length * 8
     const message = [
@@ -198,6 +213,7 @@ export class Rtnetlink {
       return {
         gateway,
         index: oif < 0 ? 0 : view.getUint32(oif + 4, true),
+        source: this.attribute(at + 12, end, RTA.PREFSRC),
         mtu: mtu < 0 ? undefined : view.getUint32(mtu + 4, true),
       }
     }

@@ -68,14 +68,22 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
     )
     const from = bytes('10.92.0.1')
     const way = (to: Uint8Array, source = from) => ask.route(to, source, eth0)
-    expect(way(bytes('10.92.0.2'))).toEqual({ gateway: undefined, index: eth0, mtu: undefined })
-    expect(way(bytes('10.93.0.9'))).toEqual({ gateway: bytes('10.92.0.2'), index: eth0, mtu: undefined })
-    expect(way(bytes('10.94.0.9'))).toEqual({ gateway: bytes6(2), index: eth0, mtu: 1300 })
+    expect(way(bytes('10.92.0.2'))).toMatchObject({ gateway: undefined, index: eth0, mtu: undefined })
+    expect(way(bytes('10.93.0.9'))).toMatchObject({ gateway: bytes('10.92.0.2'), index: eth0, mtu: undefined })
+    expect(way(bytes('10.94.0.9'))).toMatchObject({ gateway: bytes6(2), index: eth0, mtu: 1300 })
     const six = Uint8Array.of(0xfd, 0x93, ...Array(13).fill(0), 9)
-    expect(way(six, bytes6(1))).toEqual({ gateway: bytes6(2), index: eth0, mtu: 1400 })
+    expect(way(six, bytes6(1))).toMatchObject({ gateway: bytes6(2), index: eth0, mtu: 1400 })
     expect(way(bytes('10.92.0.1'))).toBeUndefined()
     expect(way(Uint8Array.of(0xfd, 0x95, ...Array(13).fill(0), 9), bytes6(1))).toBeUndefined()
     expect(way(bytes('10.92.0.2'), bytes('10.92.0.77'))).toBeUndefined()
+  })
+
+  it('finds the interface and the own address of a way of which neither is known', () => {
+    const four = ask.route(bytes('10.92.0.2'), new Uint8Array(4), 0)
+    expect(four).toMatchObject({ index: index(), source: bytes('10.92.0.1') })
+    expect(ask.route(bytes6(2), new Uint8Array(16), 0)).toMatchObject({ index: index(), source: bytes6(1) })
+    expect(ask.link(four?.index ?? 0)).toEqual(ask.link('eth0'))
+    expect(ask.link(0x7fff_fff0)).toBeUndefined()
   })
 
   it('gives the address of a neighbour only while the kernel would use it', () => {
