@@ -1,13 +1,18 @@
 // A node's forwarding worker: serves its queue of the underlay, and of every pod that the main thread attaches, until told to stop.
+// A paused one has everything open but receives nothing and beats no heart: its flow table is still another process's.
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { serve } from '../src/control/spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest, LiveSettings } from '../src/control/worker-input.ts'
+import type { Device } from '../src/device/device.ts'
 import { type DeviceSpec, Devices } from '../src/device/open.ts'
+import { openFlowTable } from '../src/flow/live.ts'
+import { recoverFlowTable } from '../src/flow/recover.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { NextHopView } from '../src/memory/nexthop.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
+import { unmapSharedMemory } from '../src/os/memfd.ts'
 import { nameThread } from '../src/os/thread.ts'
 import { Forwarder } from '../src/pipeline/forwarder.ts'
 import { Handover } from '../src/pipeline/handover.ts'
@@ -15,6 +20,17 @@ import { inlineStages } from '../src/pipeline/inlining.ts'
 import { Loop } from '../src/pipeline/loop.ts'
 
 const PUBLISH_MS = 100
+
+/** Ticks of a paused worker only look for requests, which wake it. */
+const PAUSED_MS = 1000
+
+/** A pod's interface that is open. */
+interface Opened {
+  device: Device
+  heartbeat: Heartbeat
+  mac: Uint8Array
+  closed: boolean
+}
 
 const input = workerData as ForwardInput
 inlineStages()
@@ -26,83 +42,131 @@ const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const peers = input.peers.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
 const handover = new Handover(pool, input.worker, input.steering, peers)
-let express = input.express && devices.open(input.express)
-const forwarder = new Forwarder(pool, counters, underlay, input.forwarder, {
-  handover: input.workers > 1 ? handover : undefined,
-  express,
-  direct: input.underlay.device.kind === 'xdp',
-})
 const nextHop = new NextHopView(input.nextHop)
-forwarder.follow(nextHop)
-const heartbeats = new Map<number, Heartbeat>()
+const flows = openFlowTable(input.flows)
+const attachments = new Map<number, Opened>()
+let express = input.express && devices.open(input.express)
+/** Undefined while paused. */
+let forwarder: Forwarder | undefined
 let nextPublish = 0
 
-const loop = new Loop(
-  now => {
-    for (const heartbeat of heartbeats.values()) heartbeat.beat(input.worker)
+let pace = { tickMs: input.tickMs, polling: input.polling }
+const loop = new Loop(tick, PAUSED_MS)
+loop.wakeBy(input.wakeFd)
+
+function tick(now: number): boolean {
+  if (forwarder !== undefined) {
+    for (const { heartbeat } of attachments.values()) heartbeat.beat(input.worker)
     if (nextHop.refresh()) forwarder.follow(nextHop)
     forwarder.tick(now)
-    if (now >= nextPublish) {
-      nextPublish = now + PUBLISH_MS
-      counters.publish()
-    }
-    return !serve(input.port, answer)
-  },
-  input.tickMs,
-  input.polling,
-)
-loop.add(forwarder.underlayLeg)
-for (const leg of forwarder.strayLegs) loop.add(leg)
+  }
+  if (now >= nextPublish) {
+    nextPublish = now + PUBLISH_MS
+    counters.publish()
+  }
+  return !serve(input.port, answer)
+}
 
 function answer(request: unknown): unknown {
   const asked = request as ForwardRequest
   if ('attach' in asked) attach(asked.attach)
   else if ('detach' in asked) detach(asked.detach)
   else if ('settings' in asked) apply(asked.settings)
-  else useExpress(asked.express)
+  else if ('express' in asked) useExpress(asked.express)
+  else if (asked.receive) receive()
+  else receiveNoMore()
   return counters.share()
 }
 
-function attach({ attachment, device, mac, failMode, heartbeatFd }: AttachmentInput): void {
-  const opened = devices.open(device)
+/** Takes the flow table over, wherever its last writer left it, and begins. */
+function receive(): void {
+  recoverFlowTable(flows.handle)
+  forwarder = new Forwarder(
+    pool,
+    counters,
+    underlay,
+    { ...input.forwarder, flows: flows.handle },
+    {
+      handover: input.workers > 1 ? handover : undefined,
+      express,
+      direct: input.underlay.device.kind === 'xdp',
+    },
+  )
+  forwarder.follow(nextHop)
+  loop.pace(pace.tickMs, pace.polling)
+  loop.add(forwarder.underlayLeg)
+  for (const leg of forwarder.strayLegs) loop.add(leg)
+  for (const [number, opened] of attachments) serveAttachment(forwarder, number, opened)
+}
+
+/** What comes from now on is another process's; what other workers hand over is still taken. */
+function receiveNoMore(): void {
+  loop.remove(underlay)
+  for (const { device } of attachments.values()) loop.remove(device)
+}
+
+function attach({ attachment, device: spec, mac, failMode, heartbeatFd }: AttachmentInput): void {
+  const device = devices.open(spec)
   try {
-    heartbeats.set(attachment, new Heartbeat(heartbeatFd, input.workers))
+    const heartbeat = new Heartbeat(heartbeatFd, input.workers)
+    const opened = { device, heartbeat, mac: Uint8Array.from(mac), closed: failMode === 'closed' }
+    attachments.set(attachment, opened)
+    if (forwarder !== undefined) serveAttachment(forwarder, attachment, opened)
   } catch (error) {
-    devices.release(opened)
+    devices.release(device)
     throw error
   }
-  loop.add(forwarder.attach(attachment, opened, Uint8Array.from(mac), failMode === 'closed'))
 }
 
-function detach(attachment: number): void {
-  const device = forwarder.detach(attachment)
-  if (device === undefined) return
-  loop.remove(device)
-  devices.release(device)
-  heartbeats.get(attachment)?.close()
-  heartbeats.delete(attachment)
+function serveAttachment(forwarder: Forwarder, number: number, { device, mac, closed }: Opened): void {
+  loop.add(forwarder.attach(number, device, mac, closed))
 }
 
-function apply({ policy, polling, tickMs, failModes }: LiveSettings): void {
-  forwarder.usePolicy(policy)
-  for (const [attachment, mode] of failModes) forwarder.useFailMode(attachment, mode === 'closed')
-  loop.pace(tickMs, polling)
+function detach(number: number): void {
+  const opened = attachments.get(number)
+  if (opened === undefined) return
+  attachments.delete(number)
+  forwarder?.detach(number)
+  loop.remove(opened.device)
+  devices.release(opened.device)
+  opened.heartbeat.close()
+}
+
+function apply(settings: LiveSettings): void {
+  const { policy, failModes = [] } = settings
+  if (policy !== undefined) {
+    input.forwarder.policy = policy
+    forwarder?.usePolicy(policy)
+  }
+  for (const [number, mode] of failModes) {
+    const opened = attachments.get(number)
+    if (opened === undefined) continue
+    opened.closed = mode === 'closed'
+    forwarder?.useFailMode(number, opened.closed)
+  }
+  if (settings.pace === undefined) return
+  pace = settings.pace
+  if (forwarder !== undefined) loop.pace(pace.tickMs, pace.polling)
 }
 
 /** Takes another express device, or none, in place of the one that there is. */
 function useExpress(spec: DeviceSpec | undefined): void {
-  forwarder.useExpress(undefined)
+  forwarder?.useExpress(undefined)
   if (express !== undefined) devices.release(express)
   express = undefined
   express = spec && devices.open(spec)
-  forwarder.useExpress(express)
+  forwarder?.useExpress(express)
 }
 
+if (!input.paused) receive()
 parentPort?.postMessage(counters.share())
 try {
   loop.run()
+  // All others have ended receiving: what they handed over is the last.
+  for (const leg of forwarder?.strayLegs ?? []) loop.drain(leg)
 } finally {
   devices.close()
   counters.publish()
-  for (const heartbeat of heartbeats.values()) heartbeat.close()
+  for (const { heartbeat } of attachments.values()) heartbeat.close()
+  unmapSharedMemory(flows.mapping)
 }

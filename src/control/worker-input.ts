@@ -2,6 +2,7 @@
 
 import type { DeviceSpec } from '../device/open.ts'
 import type { CaptureFile, CaptureFormat, OutputFile, PiecesHandle, Rate } from '../device/pcap.ts'
+import type { SharedFlowTable } from '../flow/live.ts'
 import type { PolicyHandle } from '../flow/policy.ts'
 import type { Steering } from '../flow/steering.ts'
 import type { CountersHandle } from '../memory/counters.ts'
@@ -31,19 +32,24 @@ export interface ForwardInput extends WorkerInput, PeerInput {
   /** The device for small packets to the endpoint, where there is one. */
   express?: DeviceSpec
   nextHop: NextHopHandle
-  forwarder: ForwarderOptions
+  /** The worker's own. */
+  flows: SharedFlowTable
+  forwarder: Omit<ForwarderOptions, 'flows'>
+  /** Opens what it is given, but receives nothing and beats no heart until it is told to resume. */
+  paused: boolean
+  /** An eventfd that wakes it for a request; the main thread closes it. */
+  wakeFd: number
   /** The longest time between two ticks, and so between two heartbeats. */
   tickMs: number
   polling: PollingOptions
 }
 
-/** What may change while packets flow. */
+/** What may change while packets flow; what is not given stays. */
 export interface LiveSettings {
-  policy: PolicyHandle
-  polling: PollingOptions
-  tickMs: number
-  /** Of each attachment, by number. */
-  failModes: [attachment: number, mode: FailMode][]
+  policy?: PolicyHandle
+  pace?: { tickMs: number; polling: PollingOptions }
+  /** Of attachments, by number. */
+  failModes?: [attachment: number, mode: FailMode][]
 }
 
 /** What the main thread asks of workers/forward; each is answered by the worker's counters as they are then. */
@@ -52,6 +58,8 @@ export type ForwardRequest =
   | { detach: number }
   | { express: DeviceSpec | undefined }
   | { settings: LiveSettings }
+  /** Receive: the flow table is nobody else's any more. Or receive no more, but beat on. */
+  | { receive: boolean }
 
 /** Words of `ReplayInput.status`, doubles. */
 export const REPLAY_STATUS = {

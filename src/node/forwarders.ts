@@ -1,17 +1,19 @@
 // The forwarding workers of a node, told together: each has frames, a flow table and counters of its own, and a queue of every device.
 
+import { closeSync } from 'node:fs'
 import type { Config } from '../control/config.ts'
 import type { Peers } from '../control/peers.ts'
 import type { WorkerCounters } from '../control/source.ts'
 import { type RunningWorker, spawnWorker } from '../control/spawn.ts'
 import type { AttachmentInput, ForwardInput, ForwardRequest, LiveSettings } from '../control/worker-input.ts'
-import { randomSeed } from '../flow/hash.ts'
-import { createLiveFlowTable } from '../flow/live.ts'
+import type { Seed } from '../flow/hash.ts'
+import { createSharedFlowTable, openFlowTable, type SharedFlowTable } from '../flow/live.ts'
 import { compile, type PolicyRule } from '../flow/policy.ts'
 import type { Steering } from '../flow/steering.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
+import { addressOf, eventfd, must, write } from '../os/libc.ts'
 import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { Way } from './way.ts'
@@ -27,6 +29,12 @@ export interface ForwardersOptions {
   underlay: ForwardInput['underlay'][]
   /** The device for small packets of each worker that has one. */
   express: ForwardInput['express'][]
+  /** One, because a flow is at home at one worker only if all agree on what a flow is. */
+  seed: Seed
+  /** The table of each worker; taken. */
+  flows: SharedFlowTable[]
+  /** They receive nothing before `receive`. */
+  paused: boolean
   /** Taken, also when none starts. */
   peers: Peers
 }
@@ -35,8 +43,18 @@ export interface ForwardersOptions {
 export interface Forwarding {
   readonly name: string
   readonly flows: FlowView
+  readonly table: SharedFlowTable
   readonly worker: RunningWorker
+  /** The eventfd that wakes it; -1 when it has ended. */
+  readonly bell: { fd: number }
   counters: CountersHandle
+}
+
+/** A flow table for each worker of a node. Throws DetourError. */
+export function createTables({ flows }: Config, workers: number): SharedFlowTable[] {
+  const { capacity, tcpTimeoutSeconds, otherTimeoutSeconds } = flows
+  const options = { capacity, tcpIdleMs: tcpTimeoutSeconds * 1000, idleMs: otherTimeoutSeconds * 1000 }
+  return Array.from({ length: workers }, () => createSharedFlowTable(options))
 }
 
 export class Forwarders {
@@ -50,38 +68,36 @@ export class Forwarders {
     this.probe = new Float64Array(probe)
   }
 
-  /** Starts the workers and resolves when all of them serve the underlay. Throws DetourError, and then none is left. */
+  /** Starts the workers and resolves when all of them serve the underlay, or are ready to. Throws DetourError, and then none is left. */
   static async start(options: ForwardersOptions): Promise<Forwarders> {
-    const { config, tunnel, way, probe, steering, peers } = options
-    // One seed, because a flow is at home at one worker only if all agree on what a flow is.
-    const seed = randomSeed()
+    const { config, tunnel, way, probe, seed, steering, paused, peers } = options
     const memory = createProbeMemory()
-    const started = options.underlay.map((underlay, number) => {
-      const flows = createLiveFlowTable({
-        capacity: config.flows.capacity,
-        tcpIdleMs: config.flows.tcpTimeoutSeconds * 1000,
-        idleMs: config.flows.otherTimeoutSeconds * 1000,
-      })
+    const started = options.flows.map((table, number) => {
+      const bell = { fd: must(eventfd(), 'eventfd', 'worker') }
       const probeShare = { memory, sends: number === 0 }
       const input: Omit<ForwardInput, 'port'> = {
         ...peers.inputs[number],
         steering,
-        underlay,
+        underlay: options.underlay[number],
         express: options.express[number],
         nextHop: way.handle,
-        forwarder: { tunnel, underlayMtu: way.mtu, flows, seed, policy: policyOf(config), probe, probeShare },
-        tickMs: tickOf(config),
-        polling: config.polling,
+        flows: table,
+        forwarder: { tunnel, underlayMtu: way.mtu, seed, policy: policyOf(config), probe, probeShare },
+        paused,
+        wakeFd: bell.fd,
+        ...paceOf(config),
       }
       const name = steering.workers === 1 ? 'forward' : `forward-${number}`
-      return { name, flows: new FlowView(flows), worker: spawnWorker('forward', input, { name }) }
+      const wake = () => void write(bell.fd, addressOf(RING), RING.byteLength)
+      const worker = spawnWorker('forward', input, { name, wake })
+      return { name, flows: new FlowView(openFlowTable(table).handle), table, worker, bell }
     })
     try {
       const ready = started.map(async one => ({ ...one, counters: (await one.worker.ready) as CountersHandle }))
       return new Forwarders(await Promise.all(ready), memory, peers)
     } catch (error) {
       await Promise.allSettled(started.map(one => one.worker.stop()))
-      peers.close()
+      close(started, peers)
       throw error
     }
   }
@@ -106,10 +122,20 @@ export class Forwarders {
     await this.ask(number => ({ express: devices[number] }))
   }
 
-  /** Has every worker go by the configuration of now, as far as that may change while packets flow; `failModes` by attachment number. */
-  async reconfigure(config: Config, failModes: LiveSettings['failModes']): Promise<void> {
-    const settings = { policy: policyOf(config), polling: config.polling, tickMs: tickOf(config), failModes }
+  /** Has every worker go by the configuration of now, as far as that may change while packets flow. */
+  async reconfigure(config: Config): Promise<void> {
+    const settings = { policy: policyOf(config), pace: paceOf(config) }
     await this.ask(() => ({ settings }))
+  }
+
+  /** Has every worker go by these fail modes of attachments while the endpoint is down. */
+  async useFailModes(failModes: LiveSettings['failModes']): Promise<void> {
+    await this.ask(() => ({ settings: { failModes } }))
+  }
+
+  /** Has every worker begin; or receive no more, but beat on: `stop` then leaves nothing unsent. */
+  async receive(receive: boolean): Promise<void> {
+    await this.ask(() => ({ receive }))
   }
 
   /** What the workers last published. */
@@ -126,7 +152,7 @@ export class Forwarders {
   /** Ends all workers; called once. Rejects when one had failed. */
   async stop(): Promise<void> {
     const ended = await Promise.allSettled(this.all.map(one => one.worker.stop()))
-    this.peers.close()
+    close(this.all, this.peers)
     for (const one of ended) if (one.status === 'rejected') throw one.reason
   }
 
@@ -141,8 +167,22 @@ export class Forwarders {
 
 const policyOf = ({ bypass }: Config) => compile(bypass.map(bypassRule), VERDICT.STEER, 'bypass')
 
-/** The longest time between two heartbeats: a quarter of the limit. */
-const tickOf = ({ heartbeatLimitMs }: Config) => Math.min(50, Math.max(5, Math.floor(heartbeatLimitMs / 4)))
+/** The longest time between two heartbeats is a quarter of the limit. */
+const paceOf = ({ heartbeatLimitMs, polling }: Config) => ({
+  tickMs: Math.min(50, Math.max(5, Math.floor(heartbeatLimitMs / 4))),
+  polling,
+})
+
+const RING = BigUint64Array.of(1n)
+
+function close(all: readonly Pick<Forwarding, 'bell' | 'table'>[], peers: { close(): void }): void {
+  for (const { bell, table } of all) {
+    closeSync(bell.fd)
+    bell.fd = -1
+    closeSync(table.fd)
+  }
+  peers.close()
+}
 
 /** A bypass rule passes what goes to the far side it names, whichever side opened the flow. */
 function bypassRule(rule: Config['bypass'][number]): PolicyRule {

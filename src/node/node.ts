@@ -17,7 +17,7 @@ import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
 import { openExpress } from './express.ts'
-import { Forwarders } from './forwarders.ts'
+import { createTables, Forwarders } from './forwarders.ts'
 import type { Inheritance } from './handover.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { type NodeParts, nodeSource } from './source.ts'
@@ -149,7 +149,10 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       probe: options.probe ?? DEFAULT_PROBE,
       steering,
       underlay: devices.map((device, worker) => ({ device, capture: captures[worker] })),
-      express: expressDevices(),
+      express: options.paused ? [] : expressDevices(),
+      seed: randomSeed(),
+      flows: createTables(config, steering.workers),
+      paused: options.paused ?? false,
       peers,
     })
     forwarders = workers

@@ -77,8 +77,9 @@ export class Pods {
   /** Has workers and gates go by the configuration of now. */
   async reconfigure(): Promise<void> {
     const { config, forwarders } = this.options
+    await forwarders.reconfigure(config)
     const modes = [...this.byNumber.keys()].map(number => [number, config.failMode] as [number, FailMode])
-    await forwarders.reconfigure(config, modes)
+    await forwarders.useFailModes(modes)
   }
 
   /** Leaves a pod's interface as it was found; one that is not attached is fine. */

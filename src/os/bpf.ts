@@ -9,14 +9,17 @@ const COMMAND = {
   MAP_LOOKUP: 1,
   MAP_UPDATE: 2,
   MAP_DELETE: 3,
+  MAP_NEXT_KEY: 4,
   PROG_LOAD: 5,
   OBJ_PIN: 6,
   OBJ_GET: 7,
   OBJ_GET_INFO: 15,
   LINK_CREATE: 28,
+  LINK_UPDATE: 29,
 } as const
 
-const MAP_TYPE = { HASH: 1, ARRAY: 2, XSKMAP: 17 } as const
+const MAP_TYPE = { HASH: 1, ARRAY: 2, LPM_TRIE: 11, XSKMAP: 17 } as const
+const BPF_F_NO_PREALLOC = 1
 const BPF_F_MMAPABLE = 0x400
 const PROG_TYPE = { SOCKET_FILTER: 1, SCHED_CLS: 3, XDP: 6 } as const
 const ATTACH_TYPE = { ingress: 46, egress: 47 } as const
@@ -65,6 +68,11 @@ export function createHashMap(name: string, keySize: number, valueSize: number, 
   return createMap(name, MAP_TYPE.HASH, keySize, valueSize, entries, 0)
 }
 
+/** Makes a map that finds the longest prefix of a key, which is four bytes of length in bits and the value; returns its file descriptor. Throws DetourError. */
+export function createPrefixMap(name: string, keySize: number, valueSize: number, entries: number): number {
+  return createMap(name, MAP_TYPE.LPM_TRIE, keySize, valueSize, entries, BPF_F_NO_PREALLOC)
+}
+
 /** Makes the map that a program finds AF_XDP sockets in, by receive queue, and returns its file descriptor. Throws DetourError. */
 export function createSocketMap(name: string, queues: number): number {
   return createMap(name, MAP_TYPE.XSKMAP, 4, 4, queues, 0)
@@ -86,6 +94,22 @@ export function lookupMap(fd: number, key: Uint8Array, value: Uint8Array): boole
   const result = call(COMMAND.MAP_LOOKUP, { 0: fd }, { 8: key, 16: value })
   if (result < 0 && result !== -ERRNO.ENOENT) throw systemError('BPF_MAP_LOOKUP_ELEM', `map ${fd}`, result)
   return result >= 0
+}
+
+/** Removes every entry of a hash map. */
+export function clearMap(fd: number, keySize: number): void {
+  const key = new Uint8Array(keySize)
+  // Without a key, the first.
+  while (call(COMMAND.MAP_NEXT_KEY, { 0: fd }, { 16: key }) >= 0) deleteFromMap(fd, key)
+}
+
+/** A map's number, which no other has while it lives, and the bytes of a value. Throws DetourError. */
+export function mapInfo(fd: number): { id: number; valueSize: number } {
+  // struct bpf_map_info: type, id, key_size, value_size.
+  const info = new Uint8Array(80)
+  must(call(COMMAND.OBJ_GET_INFO, { 0: fd, 4: info.length }, { 8: info }), 'BPF_OBJ_GET_INFO_BY_FD', `map ${fd}`)
+  const view = new DataView(info.buffer)
+  return { id: view.getUint32(4, true), valueSize: view.getUint32(12, true) }
 }
 
 const LOAD_TRIES = 5
@@ -149,6 +173,11 @@ export function attachTcx(program: number, interfaceIndex: number, hook: Hook, f
   return call(COMMAND.LINK_CREATE, fields)
 }
 
+/** Has a link run another program from now on; no packet passes by both. Throws DetourError. */
+export function updateLink(link: number, program: number): void {
+  must(call(COMMAND.LINK_UPDATE, { 0: link, 4: program }), 'BPF_LINK_UPDATE', `link ${link}`)
+}
+
 /** The index of the interface that a TCX or XDP link holds; 0 when that is gone or somebody took the link off it. */
 export function linkInterface(link: number): number {
   // struct bpf_link_info: type, id, program, and at 16 what is particular to the type, here first the interface.
@@ -177,7 +206,7 @@ export function unpin(path: string): void {
 /** Where the BPF file system belongs. */
 export const BPFFS = '/sys/fs/bpf'
 
-/** Makes an empty directory for pins, mounting the BPF file system at its place when nothing is mounted there. */
+/** Makes a directory for pins, or leaves the one that is there; mounts the BPF file system at its place when nothing is mounted there. */
 export function makePinDirectory(path: string): void {
   // A dot is refused by the BPF file system itself.
   if (!/^\/sys\/fs\/bpf(\/[\w:-]+)+$/.test(path))
@@ -186,6 +215,5 @@ export function makePinDirectory(path: string): void {
       `pin directory '${path}': below ${BPFFS}, names of letters, digits, '_' and '-'`,
     )
   if (statfsSync(BPFFS).type !== BPFFS_MAGIC) must(mount('bpf', BPFFS, 'bpf'), 'mount bpf', BPFFS)
-  unpin(path)
   mkdirSync(path, { recursive: true, mode: 0o700 })
 }

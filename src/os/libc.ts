@@ -183,7 +183,7 @@ export function mmap(fd: number, length: number, protection: number, offset: num
 }
 
 /** munmap(2). NB: a view over the mapping must not be touched afterwards: that kills the process. */
-export function munmap(mapping: Mapping): number {
+export function munmap(mapping: Pick<Mapping, 'address' | 'length'>): number {
   return done(c.munmap(mapping.address, mapping.length))
 }
 

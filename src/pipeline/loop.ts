@@ -4,6 +4,7 @@
 import type { Device } from '../device/device.ts'
 import { Batch } from '../memory/batch.ts'
 import { Epoll } from '../os/epoll.ts'
+import { addressOf, read } from '../os/libc.ts'
 import { BusyPoll, type PollingOptions } from './busy-poll.ts'
 
 /** A device and what is done with its frames. */
@@ -20,6 +21,9 @@ export interface Leg {
 /** Breaths with traffic between two looks at the devices that had none. */
 const GLANCE = 16
 
+/** Key of the descriptor that wakes the loop; those of legs are their places. */
+const WAKE = -1
+
 const NEVER: PollingOptions = { mode: 'never', maxMicroseconds: 0 }
 
 export class Loop {
@@ -31,6 +35,9 @@ export class Loop {
   private tickMs: number
   private busyPoll: BusyPoll
   private readonly epoll = new Epoll()
+  private wakeFd = -1
+  private readonly wakes = new BigInt64Array(1)
+  private woken = false
   /** Looks at the descriptors, asleep or not; a system call each. */
   looks = 0
 
@@ -45,6 +52,12 @@ export class Loop {
   pace(tickMs: number, polling: PollingOptions): void {
     this.tickMs = tickMs
     this.busyPoll = new BusyPoll(polling)
+  }
+
+  /** Has the tick run at once whenever this eventfd was written to; the caller closes it. */
+  wakeBy(fd: number): void {
+    this.wakeFd = fd
+    this.epoll.add(fd, WAKE)
   }
 
   add(leg: Leg): void {
@@ -63,6 +76,12 @@ export class Loop {
     if (device.fd >= 0) this.epoll.delete(device.fd)
     this.legs[place] = undefined
     this.hot[place] = false
+  }
+
+  /** Takes what a leg's device has until there is nothing more: for what others left before the loop ended. */
+  drain(leg: Leg): void {
+    const batch = new Batch()
+    while (leg.device.receive(batch) > 0) leg.run(batch)
   }
 
   /** Runs until the tick says no; once. */
@@ -98,7 +117,8 @@ export class Loop {
         else if (leg.device.fd >= 0) hot[i] = false
       }
       const now = performance.now()
-      if (now >= nextTick) {
+      if (now >= nextTick || this.woken) {
+        this.woken = false
         if (!this.tick(now)) return
         nextTick = now + this.tickMs
         for (let i = 0; i < legs.length; i++) if (legs[i]?.device.wanting === true) hot[i] = true
@@ -130,7 +150,10 @@ export class Loop {
     const ready = epoll.wait(timeoutMs)
     for (let i = 0; i < ready; i++) {
       const place = epoll.key(i)
-      if (epoll.readable(i)) hot[place] = true
+      if (place === WAKE) {
+        read(this.wakeFd, addressOf(this.wakes), 8)
+        this.woken = true
+      } else if (epoll.readable(i)) hot[place] = true
       // NB: an error without data lasts (the interface is gone) and would keep the loop awake.
       else epoll.delete(legs[place]?.device.fd ?? -1)
     }
