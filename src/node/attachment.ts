@@ -11,27 +11,19 @@
 // the host's side of the interface could stop that. What arrives is intercepted all the same.
 
 import { closeSync } from 'node:fs'
-import ipaddr from 'ipaddr.js'
-import { back, gate } from '../control/programs.ts'
+import { back, gate } from '../control/gate.ts'
 import { steerFrames } from '../control/steering.ts'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
-import {
-  BPFFS,
-  createArrayMap,
-  createHashMap,
-  deleteFromMap,
-  type Hook,
-  loadClassifier,
-  loadFilter,
-  makePinDirectory,
-  pin,
-  updateMap,
-} from '../os/bpf.ts'
+import { BPFFS, createArrayMap, type Hook, loadClassifier, loadFilter, makePinDirectory, pin } from '../os/bpf.ts'
 import { type AttachRung, attachClassifier, countHeld, detachClassifiers, release } from '../os/classifier.ts'
 import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
-import { deleteLink, linkInfo } from '../os/link.ts'
+import { deleteLink, type LinkInfo, linkInfo } from '../os/link.ts'
 import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
+
+import { createOwnMap, type Own, protect, setOwn, unprotect } from './prefixes.ts'
+
+export { createProtectedMap } from './prefixes.ts'
 
 /** Where the pins of attachments lie, one directory an attachment. */
 export const PIN_DIRECTORY = `${BPFFS}/detour`
@@ -47,6 +39,12 @@ export interface AttachOptions {
   heartbeatLimitMs: number
   /** From createProtectedMap; shared by all attachments of a node. */
   protectedMap: number
+  /** `address/length`, as a CNI result has them: these are the pod's then, not what it may add itself; by default those of the interface. */
+  networks?: readonly string[]
+  /** Whether the pod may send from its own MAC and IP addresses only; true by default. */
+  antiSpoofing?: boolean
+  /** Further prefixes that it may send from. */
+  alsoFrom?: readonly string[]
   pinDirectory?: string
   /** How the gates are held; 'auto' takes TCX where the kernel has it. */
   rung?: AttachRung | 'auto'
@@ -92,11 +90,6 @@ export interface Attachment {
 /** Two gates and the way back. */
 const PROGRAMS = 3
 
-/** Makes the map of protected pods' addresses, one a node; the caller closes it. */
-export function createProtectedMap(entries = 65_536): number {
-  return createHashMap('dt_protected', 16, 1, entries)
-}
-
 /** Intercepts a pod interface, replacing what an earlier process left behind under the same id. Throws DetourError and leaves nothing behind. */
 export function attach(options: AttachOptions): Attachment {
   const { namespace, interface: name = 'eth0', id, failMode, heartbeatLimitMs, protectedMap, rung = 'auto' } = options
@@ -108,6 +101,7 @@ export function attach(options: AttachOptions): Attachment {
   const directory = pinDirectoryOf(options)
   const tapName = tapNameOf(name)
   let { addresses, mtu } = link
+  let own = ownOf(options, link)
   const workers = options.steering?.workers ?? 1
   const opened: number[] = []
   try {
@@ -120,6 +114,10 @@ export function attach(options: AttachOptions): Attachment {
     const mapFd = createArrayMap('dt_heartbeat', HEARTBEAT_SIZE, 1)
     opened.push(mapFd)
     pin(mapFd, `${directory}/heartbeat`)
+    const ownMap = createOwnMap()
+    opened.push(ownMap)
+    pin(ownMap, `${directory}/own`)
+    setOwn(ownMap, own)
 
     const put = (on: string, hook: Hook, code: Uint8Array, label: string, by = rung) => {
       const program = loadClassifier(label, code)
@@ -133,12 +131,13 @@ export function attach(options: AttachOptions): Attachment {
     }
     // Nobody else is on the TAP, and each TCX attachment waits for the processors to look up (RCU): 8 to 16 ms.
     put(tapName, 'ingress', back(link.index, macBytes(link.mac)), 'dt_back', 'clsact')
-    const gateOf = (hook: Hook) => gate({ hook, tapIndex, heartbeatMap: mapFd, workers, protectedMap })
+    const mac = options.antiSpoofing === false ? undefined : macBytes(link.mac)
+    const gateOf = (hook: Hook) => gate({ hook, tapIndex, heartbeatMap: mapFd, workers, protectedMap, ownMap, mac })
     put(name, 'egress', gateOf('egress'), 'dt_gate_out')
     const taken = put(name, 'ingress', gateOf('ingress'), 'dt_gate_in')
 
     const heartbeat = new Heartbeat(mapFd, workers)
-    protect(protectedMap, addresses)
+    protect(protectedMap, sourcesOf(own))
     heartbeat.enable(failMode, heartbeatLimitMs)
     let attached = true
     return {
@@ -164,8 +163,12 @@ export function attach(options: AttachOptions): Attachment {
       failCounters: () => heartbeat.read(),
       isAttached: () => countHeld(namespace, directory) === PROGRAMS,
       update(newAddresses, newMtu) {
-        protect(protectedMap, newAddresses)
-        const gone = addresses.filter(address => !newAddresses.includes(address))
+        const before = own
+        own = ownOf(options, linkInfo(name, namespace))
+        setOwn(ownMap, own, before)
+        const sources = sourcesOf(own)
+        protect(protectedMap, sources)
+        const gone = sourcesOf(before).filter(address => !sources.includes(address))
         unprotect(protectedMap, gone)
         addresses = [...newAddresses]
         mtu = newMtu
@@ -174,10 +177,11 @@ export function attach(options: AttachOptions): Attachment {
         if (!attached) return
         attached = false
         heartbeat.disable()
-        unprotect(protectedMap, addresses)
+        unprotect(protectedMap, sourcesOf(own))
         cleanup(options)
         heartbeat.close()
         closeSync(mapFd)
+        closeSync(ownMap)
       },
     }
   } catch (error) {
@@ -215,18 +219,15 @@ const pinDirectoryOf = ({ pinDirectory = PIN_DIRECTORY, id }: { pinDirectory?: s
 
 const tapNameOf = (name: string) => `dt-${name.slice(0, 12)}`
 
-function protect(map: number, addresses: readonly string[]): void {
-  for (const address of addresses) updateMap(map, protectedKey(address), Uint8Array.of(1))
+/** What belongs to the pod. NB: a pod with CAP_NET_ADMIN gives itself any address, so that of a CNI result counts more than the interface's. */
+function ownOf({ networks, alsoFrom = [] }: AttachOptions, link: LinkInfo): Own {
+  const given = networks && [...networks, ...link.networks.filter(isLinkLocal)]
+  return { networks: given ?? link.networks, prefixes: alsoFrom }
 }
 
-function unprotect(map: number, addresses: readonly string[]): void {
-  for (const address of addresses) deleteFromMap(map, protectedKey(address))
-}
+const isLinkLocal = (network: string) => /^fe[89ab]/i.test(network)
 
-// The key of the protected map: 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2).
-function protectedKey(address: string): Uint8Array {
-  const parsed = ipaddr.parse(address)
-  return Uint8Array.from(
-    parsed instanceof ipaddr.IPv4 ? parsed.toIPv4MappedAddress().toByteArray() : parsed.toByteArray(),
-  )
-}
+const sourcesOf = ({ networks, prefixes }: Own) => [
+  ...networks.map(network => network.replace(/\/.*/, '')),
+  ...prefixes,
+]

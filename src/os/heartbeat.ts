@@ -7,6 +7,8 @@
 //  24  u64 passed      packets that passed because a worker was dead
 //  32  u64 dropped     packets dropped because a worker was dead
 //  40  u32 beats       one word a worker: when it last ran, in units of 2^20 ns of CLOCK_MONOTONIC, modulo 2^32
+// 104  u64 spoofed     packets dropped because the pod sent them from a MAC address that is not its own
+// 112  u64 spoofed     packets dropped because the pod sent them from an IP address that is not its own
 //
 // A 32-bit store cannot tear, so the program never reads half a heartbeat. Each worker has a word of its own and the program
 // believes the oldest: flows of a worker that hangs are stuck, whatever the others do.
@@ -16,10 +18,20 @@ import { type Mapping, mmap, munmap, PROT } from './libc.ts'
 import { MAX_WORKERS } from './limits.ts'
 
 /** Offsets of the fields in the map's value. */
-export const HEARTBEAT = { LIMIT: 0, ENABLED: 4, FAIL: 8, REDIRECTED: 16, PASSED: 24, DROPPED: 32, BEATS: 40 } as const
+export const HEARTBEAT = {
+  LIMIT: 0,
+  ENABLED: 4,
+  FAIL: 8,
+  REDIRECTED: 16,
+  PASSED: 24,
+  DROPPED: 32,
+  BEATS: 40,
+  SPOOFED_MAC: 40 + 4 * MAX_WORKERS,
+  SPOOFED_ADDRESS: 48 + 4 * MAX_WORKERS,
+} as const
 
 /** Bytes of the map's value. */
-export const HEARTBEAT_SIZE = HEARTBEAT.BEATS + 4 * MAX_WORKERS
+export const HEARTBEAT_SIZE = HEARTBEAT.SPOOFED_ADDRESS + 8
 
 /** What to do with packets while a worker is dead or hangs. */
 export type FailMode = 'open' | 'closed'
@@ -29,6 +41,8 @@ export interface FailCounters {
   redirected: number
   passed: number
   dropped: number
+  spoofedMac: number
+  spoofedAddress: number
 }
 
 /** A mapped heartbeat; `close` before the thread ends. */
@@ -43,7 +57,7 @@ export class Heartbeat {
     this.mapping = mmap(mapFd, 4096, PROT.READ | PROT.WRITE, 0, `heartbeat map ${mapFd}`)
     this.words = new Int32Array(this.mapping.memory, 0, 4)
     this.beats = new Int32Array(this.mapping.memory, HEARTBEAT.BEATS, workers)
-    this.counters = new BigUint64Array(this.mapping.memory, HEARTBEAT.REDIRECTED, 3)
+    this.counters = new BigUint64Array(this.mapping.memory, 0, HEARTBEAT_SIZE / 8)
   }
 
   /** Says that a worker is alive; allocates nothing. */
@@ -72,8 +86,14 @@ export class Heartbeat {
 
   /** Reads the program's counters. */
   read(): FailCounters {
-    const [redirected, passed, dropped] = this.counters
-    return { redirected: Number(redirected), passed: Number(passed), dropped: Number(dropped) }
+    const count = (at: number) => Number(this.counters[at / 8])
+    return {
+      redirected: count(HEARTBEAT.REDIRECTED),
+      passed: count(HEARTBEAT.PASSED),
+      dropped: count(HEARTBEAT.DROPPED),
+      spoofedMac: count(HEARTBEAT.SPOOFED_MAC),
+      spoofedAddress: count(HEARTBEAT.SPOOFED_ADDRESS),
+    }
   }
 
   /** Unmaps. NB: nothing of this object may be used afterwards. */

@@ -14,6 +14,8 @@ export interface LinkInfo {
   mtu: number
   /** IPv4 and IPv6 addresses without prefix length, link-local ones included. */
   addresses: string[]
+  /** The same with the length of the prefix that is on the link: `10.0.0.1/24`. */
+  networks: string[]
 }
 
 /** Reads an interface's index, type, MAC, MTU and addresses. Throws DetourError `not-found` when there is no such interface or namespace. */
@@ -24,8 +26,10 @@ export function linkInfo(name: string, namespace = ''): LinkInfo {
     if (link === undefined)
       throw new DetourError('not-found', `interface ${name} does not exist in namespace ${namespace || '(current)'}`)
     const { index, type, mac, mtu } = link
-    const addresses = questions.addresses(index).map(bytes => ipaddr.fromByteArray([...bytes]).toString())
-    return { name, index, type, mac, mtu, addresses }
+    const found = questions.networks(index)
+    const addresses = found.map(({ address }) => ipaddr.fromByteArray([...address]).toString())
+    const networks = found.map(({ bits }, i) => `${addresses[i]}/${bits}`)
+    return { name, index, type, mac, mtu, addresses, networks }
   } finally {
     questions.close()
   }

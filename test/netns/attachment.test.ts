@@ -11,7 +11,7 @@ import {
   createProtectedMap,
   PIN_DIRECTORY,
 } from '../../src/node/attachment.ts'
-import { deleteFromMap, updateMap } from '../../src/os/bpf.ts'
+import { protect, unprotect } from '../../src/node/prefixes.ts'
 import type { FailCounters } from '../../src/os/heartbeat.ts'
 import { linkInfo } from '../../src/os/link.ts'
 import { inNamespace, tc } from '../../src/os/netns.ts'
@@ -232,13 +232,13 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     const start = redirected()
     expect(arriving.send()).toBe(true)
     expect(redirected()).toBe(start + 1)
-    const key = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, ...HOST4.split('.').map(Number))
-    updateMap(protectedMap, key, Uint8Array.of(1))
-    try {
+    for (const [i, prefix] of [HOST4, HOST4.replace(/\d+$/, '0/24')].entries()) {
+      protect(protectedMap, [prefix])
       expect(arriving.send()).toBe(true)
-      expect(redirected()).toBe(start + 1)
-    } finally {
-      deleteFromMap(protectedMap, key)
+      expect(redirected()).toBe(start + 1 + i)
+      unprotect(protectedMap, [prefix])
+      expect(arriving.send()).toBe(true)
+      expect(redirected()).toBe(start + 2 + i)
     }
   })
 
