@@ -40,6 +40,8 @@ export interface FlowRow {
   worker: string
   /** Id of the attachment, or of the tunnel's peer at a gateway; empty when unknown. */
   attachment: string
+  /** Name of the endpoint that it goes to, where one is known. */
+  endpoint?: string
   /** IP protocol number. */
   protocol: number
   source: string

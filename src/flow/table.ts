@@ -94,6 +94,15 @@ export class FlowTable {
     this.clock[0] = ms
   }
 
+  get now(): number {
+    return this.clock[0]
+  }
+
+  /** Flows that there ever were. */
+  get everCreated(): number {
+    return this.created[0]
+  }
+
   /** Flows in the table. */
   get count(): number {
     return this.header[HEADER.COUNT]

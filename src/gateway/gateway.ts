@@ -144,7 +144,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
       capabilities: opened.features,
     }
     function* flows(): Generator<FlowRow> {
-      for (const { name, view } of running) yield* flowRows(view, name, () => '')
+      for (const { name, view } of running) yield* flowRows(view, name, { attachment: () => '' })
     }
     return {
       where: options.address.includes(':') ? `[${options.address}]:${port}` : `${options.address}:${port}`,

@@ -29,7 +29,8 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
   const { profile, local = '', remote = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
   function* flows(): Generator<FlowRow> {
-    for (const { name, flows } of forwarders.all) yield* flowRows(flows, name, number => pods.id(number))
+    for (const { name, flows } of forwarders.all)
+      yield* flowRows(flows, name, { attachment: number => pods.id(number) })
   }
   return {
     info: () => ({ face: 'node', profile }),
@@ -51,6 +52,16 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
       },
     ],
     alarms: () => alarmRows(upkeep.list()),
+    workers: () => {
+      const now = monotonicMs()
+      return forwarders.all.map(({ name, flows }) => ({
+        worker: name,
+        flows: flows.count,
+        capacity: flows.capacity,
+        created: flows.created,
+        ageMs: Math.max(0, now - flows.now),
+      }))
+    },
   }
 }
 
@@ -61,7 +72,7 @@ function alarmRows(alarms: Alarm[]): AlarmRow[] {
 }
 
 function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {
-  const { passed, dropped } = attachment.failCounters()
+  const { redirected, passed, dropped } = attachment.failCounters()
   return {
     id: attachment.id,
     namespace: attachment.namespace,
@@ -74,6 +85,7 @@ function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {
     heartbeatLimitMs: config.heartbeatLimitMs,
     attachRung: attachment.rung,
     offloadRung: capabilityNames(attachment.capabilities).join(' '),
+    redirected,
     failPassed: passed,
     failDropped: dropped,
     missed: queueDrops(attachment.tapName, attachment.namespace),
