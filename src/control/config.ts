@@ -107,13 +107,14 @@ const flows = section({
 
 const bypassRule = section({
   cidr: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional().describe('The far side.'),
+  from: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional().describe('The side that opens the flow.'),
   protocol: oneOf(['tcp', 'udp', 'icmp']).optional(),
   port: such<number | string>('a port from 0 to 65535, or a range like 8000-8100', isPorts)
     .optional()
     .describe("The destination's."),
 })
   .refine(rule => Object.values(rule).some(value => value !== undefined), {
-    error: 'allowed: a rule with at least one of cidr, protocol, port',
+    error: 'allowed: a rule with at least one of cidr, from, protocol, port',
   })
   .refine(rule => rule.port === undefined || rule.protocol === 'tcp' || rule.protocol === 'udp', {
     path: ['protocol'],
@@ -131,23 +132,23 @@ const endpoint = section({
 
 const check = (intervalMs: number, limitMs: number) => ({
   intervalMs: integer(10, 60_000, 'milliseconds').default(intervalMs).describe('Time between two.'),
-  limitMs: integer(20, 60_000, 'milliseconds').default(limitMs).describe('Silence that counts as a failure.'),
+  limitMs: integer(20, 60_000, 'milliseconds').default(limitMs).describe('Silence after which an endpoint is down.'),
 })
 
 const health = section({
   probe: section(check(100, 350))
     .prefault({})
     .describe('A packet through the tunnel that must come back, as pods’ packets do.'),
-  icmp: section(check(1000, 1000))
+  icmp: section(check(1000, 2500))
     .optional()
     .describe("Echo requests to the endpoint's address; needs the package raw-socket."),
-  tcp: section({ port: integer(1, 65535).describe('Of the endpoint.'), ...check(1000, 1000) })
+  tcp: section({ port: integer(1, 65535).describe('Of the endpoint.'), ...check(1000, 2500) })
     .optional()
     .describe('Connections to a port of the endpoint.'),
-  rise: integer(1, 100).default(3).describe('Successes in a row after which an endpoint is up.'),
-  fall: integer(1, 100).default(1).describe('Failures in a row after which it is down.'),
+  rise: integer(1, 32).default(3).describe('Successes in a row of each check after which an endpoint is up again.'),
+  fall: integer(1, 32).default(3).describe('Failures in a row, beside the silence, after which it is down.'),
   holdDownSeconds: integer(0, 3600, 'seconds')
-    .default(0)
+    .default(1)
     .describe('How long an endpoint that went down stays so at least.'),
 })
 
@@ -175,7 +176,7 @@ const pods = section({
     .describe('Pods of these Kubernetes namespaces are never inspected, whatever they say.'),
   bypassNode: yesNo()
     .default(true)
-    .describe("Packets between a pod and any address of its own node are not steered: kubelet's probes."),
+    .describe("What the node itself opens toward its pods is not steered: kubelet's probes."),
   antiSpoofing: yesNo().default(true).describe('A pod may send from its own MAC and IP addresses only.'),
   flows: integer(1, 1_048_576)
     .default(131_072)
@@ -195,6 +196,9 @@ export const configSchema = section({
   rebalance: oneOf(['never', 'onFailure'])
     .default('onFailure')
     .describe('What becomes of the flows of an endpoint that is down: they stay with it, or move to the others.'),
+  endpointSeed: text('a text of up to 256 characters', value => value.length <= 256)
+    .default('')
+    .describe('Which endpoint a flow goes to follows from it; nodes with the same endpoints and seed choose alike.'),
   pods: pods.prefault({}).describe('Which pods are inspected, and what they may do.'),
   failMode: oneOf(FAIL_MODES)
     .default('closed')

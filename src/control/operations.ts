@@ -68,6 +68,12 @@ export interface CollectRequest {
   valid: AttachmentKey[]
 }
 
+/** Keys of the configuration that have changed: those that count from now on, and those that wait for the next start. */
+export interface ReloadReply {
+  applied: string[]
+  waiting: string[]
+}
+
 /**
  * What the node daemon implements. Each takes up to several seconds, and is safe to repeat. A rejection with an
  * OperationFailure goes to the client by its code; any other becomes `internal`.
@@ -79,6 +85,8 @@ export interface Operations {
   ready(): Promise<ReadyReply>
   /** Detaches what is not in the list; resolves to the ids of it. */
   collect(request: CollectRequest): Promise<{ removed: string[] }>
+  /** Reads the configuration again; of one with faults nothing is taken over. */
+  reload?(): Promise<ReloadReply>
 }
 
 /** Why an operation was refused: `unavailable` may succeed when tried again later, `bad-request` never will. */

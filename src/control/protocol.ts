@@ -9,6 +9,7 @@ import type {
   CollectRequest,
   DetachRequest,
   ReadyReply,
+  ReloadReply,
 } from './operations.ts'
 import { schema } from './schema.ts'
 import type {
@@ -82,6 +83,7 @@ export interface RequestBodies {
   collect: CollectRequest
   endpoints: object
   trace: TraceRequest
+  reload: object
 }
 
 /** Reply bodies by the name of what was asked. */
@@ -101,6 +103,7 @@ export interface ReplyBodies {
   collect: { removed: string[] }
   endpoints: Rows<EndpointRow>
   trace: TracePage
+  reload: ReloadReply
 }
 
 export type Topic = keyof RequestBodies

@@ -35,6 +35,7 @@ const indented = (lines: string[]) => lines.map(line => `  ${line}`)
 
 function inline(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(inline).join(', ')}]`
+  if (value === '') return '""'
   if (typeof value !== 'object' || value === null) return String(value)
   return `{ ${Object.entries(value)
     .map(([key, item]) => `${key}: ${inline(item)}`)

@@ -234,6 +234,8 @@ async function operate(request: Request, operations: Operations): Promise<Partia
       return { ready: await operations.ready() }
     case 'collect':
       return { collect: await operations.collect(request.collect!) }
+    case 'reload':
+      return operations.reload && { reload: await operations.reload() }
     default:
       return undefined
   }

@@ -14,16 +14,13 @@ import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import { addressOf, eventfd, must, write } from '../os/libc.ts'
-import { createProbeMemory, PROBE, type ProbeOptions } from '../pipeline/probe.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
-import type { Way } from './way.ts'
+import type { EndpointPool } from './endpoints.ts'
 
 export interface ForwardersOptions {
   config: Config
   tunnel: TunnelConfig
-  /** The way to the endpoint, as it is found from time to time. */
-  way: Way
-  probe: ProbeOptions
+  endpoints: EndpointPool
   steering: Steering
   /** The underlay's queue of each worker. */
   underlay: ForwardInput['underlay'][]
@@ -59,30 +56,27 @@ export function createTables({ flows }: Config, workers: number): SharedFlowTabl
 
 export class Forwarders {
   readonly all: readonly Forwarding[]
-  private readonly probe: Float64Array
   private readonly peers: { close(): void }
 
-  private constructor(all: Forwarding[], probe: SharedArrayBuffer, peers: { close(): void }) {
+  private constructor(all: Forwarding[], peers: { close(): void }) {
     this.all = all
     this.peers = peers
-    this.probe = new Float64Array(probe)
   }
 
   /** Starts the workers and resolves when all of them serve the underlay, or are ready to. Throws DetourError, and then none is left. */
   static async start(options: ForwardersOptions): Promise<Forwarders> {
-    const { config, tunnel, way, probe, seed, steering, paused, peers } = options
-    const memory = createProbeMemory()
+    const { config, tunnel, endpoints, seed, steering, paused, peers } = options
     const started = options.flows.map((table, number) => {
       const bell = { fd: must(eventfd(), 'eventfd', 'worker') }
-      const probeShare = { memory, sends: number === 0 }
+      const { handle, probe, mtu } = endpoints
+      const pool = { endpoints: handle, probe, sendsProbes: number === 0, underlayMtu: mtu }
       const input: Omit<ForwardInput, 'port'> = {
         ...peers.inputs[number],
         steering,
         underlay: options.underlay[number],
         express: options.express[number],
-        nextHop: way.handle,
         flows: table,
-        forwarder: { tunnel, underlayMtu: way.mtu, seed, policy: policyOf(config), probe, probeShare },
+        forwarder: { tunnel, ...pool, seed, policy: policyOf(config) },
         paused,
         wakeFd: bell.fd,
         ...paceOf(config),
@@ -94,7 +88,7 @@ export class Forwarders {
     })
     try {
       const ready = started.map(async one => ({ ...one, counters: (await one.worker.ready) as CountersHandle }))
-      return new Forwarders(await Promise.all(ready), memory, peers)
+      return new Forwarders(await Promise.all(ready), peers)
     } catch (error) {
       await Promise.allSettled(started.map(one => one.worker.stop()))
       close(started, peers)
@@ -143,10 +137,9 @@ export class Forwarders {
     return this.all.map(({ name, counters }) => ({ worker: name, stages: readCounters(counters) }))
   }
 
-  /** Whether the endpoint answers, and the probes that tell. */
-  endpoint(): { endpointUp: boolean; probesSent: number; probesAnswered: number } {
-    const { probe } = this
-    return { endpointUp: probe[PROBE.UP] === 1, probesSent: probe[PROBE.SENT], probesAnswered: probe[PROBE.ANSWERED] }
+  /** Flows that go to the endpoint of that number. */
+  flowsTo(endpoint: number): number {
+    return this.all.reduce((sum, { flows }) => sum + flows.countTo(endpoint), 0)
   }
 
   /** Ends all workers; called once. Rejects when one had failed. */
@@ -186,10 +179,11 @@ function close(all: readonly Pick<Forwarding, 'bell' | 'table'>[], peers: { clos
 
 /** A bypass rule passes what goes to the far side it names, whichever side opened the flow. */
 function bypassRule(rule: Config['bypass'][number]): PolicyRule {
-  const { cidr, protocol, port } = rule
+  const { cidr, from, protocol, port } = rule
   return {
-    name: [protocol, cidr, port].filter(part => part !== undefined).join(' '),
+    name: [protocol, cidr, port, from && `from ${from}`].filter(part => part !== undefined).join(' '),
     ...(cidr === undefined ? {} : { to: [cidr] }),
+    ...(from === undefined ? {} : { from: [from] }),
     ...(protocol === undefined ? {} : { protocol }),
     ...(port === undefined ? {} : { ports: [port] }),
     verdict: VERDICT.PASS,

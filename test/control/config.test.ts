@@ -36,8 +36,9 @@ test('an empty file is the defaults', () => {
       strictReserved: false,
     },
     endpoints: [],
-    health: { probe: { intervalMs: 100, limitMs: 350 }, rise: 3, fall: 1, holdDownSeconds: 0 },
+    health: { probe: { intervalMs: 100, limitMs: 350 }, rise: 3, fall: 3, holdDownSeconds: 1 },
     rebalance: 'onFailure',
+    endpointSeed: '',
     pods: { inspect: true, excludeNamespaces: ['kube-system'], bypassNode: true, antiSpoofing: true, flows: 131072 },
     failMode: 'closed',
     heartbeatLimitMs: 200,
@@ -113,7 +114,7 @@ describe('what is wrong is said with line, key, value and what is allowed', () =
     ],
     [
       'bypass:\n  - {}',
-      'node.yaml:2: bypass[0]: {} is not allowed; allowed: a rule with at least one of cidr, protocol, port',
+      'node.yaml:2: bypass[0]: {} is not allowed; allowed: a rule with at least one of cidr, from, protocol, port',
     ],
     ['bypass:\n  - port: 53', 'node.yaml:2: bypass[0].protocol: is missing; allowed beside a port: tcp, udp'],
     [

@@ -1,0 +1,43 @@
+// Pins of attachments that no record names: what is left when the folder of the records was lost.
+
+import { closeSync, readdirSync } from 'node:fs'
+import { getPinned, unpin } from '../os/bpf.ts'
+import { Heartbeat } from '../os/heartbeat.ts'
+import { PIN_DIRECTORY } from './attachment.ts'
+
+/** Those of the daemon's attachments end so (attachmentId). */
+const ID = /^[\w-]+-[0-9a-f]{8}$/
+
+/** A heartbeat of this age is nobody's any more: another daemon of this machine, or one that is being replaced, beats. */
+const DEAD_MS = 60_000
+
+/** Ids of attachments that nobody serves and `known` does not accept. */
+export function orphans(known: (id: string) => boolean): string[] {
+  return pinned().filter(id => ID.test(id) && !known(id) && heartbeatAgeMs(id) > DEAD_MS)
+}
+
+/** Removes the pins of an attachment: its gates go with them. Those that are not there are fine. */
+export function removePins(id: string): void {
+  unpin(`${PIN_DIRECTORY}/${id}`)
+}
+
+function pinned(): string[] {
+  try {
+    return readdirSync(PIN_DIRECTORY)
+  } catch {
+    return []
+  }
+}
+
+function heartbeatAgeMs(id: string): number {
+  const fd = getPinned(`${PIN_DIRECTORY}/${id}/heartbeat`)
+  if (fd < 0) return 0
+  try {
+    const heartbeat = new Heartbeat(fd)
+    const age = heartbeat.ageMs()
+    heartbeat.close()
+    return age
+  } finally {
+    closeSync(fd)
+  }
+}
