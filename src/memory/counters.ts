@@ -81,6 +81,14 @@ export class StageCounters {
     for (let i = DROPS; i < WIDTH; i++) sum += this.row[i]
     return sum
   }
+
+  /** The reason that a packet was dropped for since `before` was copied from the row, the first of several; 0 for none. */
+  droppedSince(before: Float64Array): DropReason {
+    for (let reason = 1; reason < DROP_COUNT; reason++) {
+      if (this.row[DROPS + reason] !== before[DROPS + reason]) return reason
+    }
+    return 0
+  }
 }
 
 /** What the main thread needs to read a worker's counters. */
