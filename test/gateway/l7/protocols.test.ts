@@ -106,7 +106,11 @@ describe('HTTP', () => {
       'GET other.example /three?x',
     ])
     expect(all[2].headers).toHaveLength(81)
-    fc.assert(fc.property(cuts(TALK.length), places => expect(heads(TALK, places).all).toEqual(all)))
+    fc.assert(
+      fc.property(cuts(TALK.length), places => {
+        expect(heads(TALK, places).all).toEqual(all)
+      }),
+    )
     for (let at = 1; at < TALK.length; at++) expect(heads(TALK, [0, at, TALK.length]).all).toEqual(all)
   })
 
@@ -189,7 +193,13 @@ describe('TLS', () => {
         expect(['waiting', 'done', 'broken']).toContain(reader.state)
       }),
     )
-    fc.assert(fc.property(fc.uint8Array({ maxLength: 400 }), garbage => new HelloReader().feed(garbage)))
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 400 }), garbage => {
+        const reader = new HelloReader()
+        reader.feed(garbage)
+        expect(reader.state).not.toBe('done')
+      }),
+    )
   })
 })
 
