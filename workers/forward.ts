@@ -9,7 +9,6 @@ import { type DeviceSpec, Devices } from '../src/device/open.ts'
 import { openFlowTable } from '../src/flow/live.ts'
 import { recoverFlowTable } from '../src/flow/recover.ts'
 import { Counters } from '../src/memory/counters.ts'
-import { NextHopView } from '../src/memory/nexthop.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
 import { unmapSharedMemory } from '../src/os/memfd.ts'
@@ -42,7 +41,6 @@ const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const peers = input.peers.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
 const handover = new Handover(pool, input.worker, input.steering, peers)
-const nextHop = new NextHopView(input.nextHop)
 const flows = openFlowTable(input.flows)
 const attachments = new Map<number, Opened>()
 let express = input.express && devices.open(input.express)
@@ -57,7 +55,6 @@ loop.wakeBy(input.wakeFd)
 function tick(now: number): boolean {
   if (forwarder !== undefined) {
     for (const { heartbeat } of attachments.values()) heartbeat.beat(input.worker)
-    if (nextHop.refresh()) forwarder.follow(nextHop)
     forwarder.tick(now)
   }
   if (now >= nextPublish) {
@@ -92,7 +89,6 @@ function receive(): void {
       direct: input.underlay.device.kind === 'xdp',
     },
   )
-  forwarder.follow(nextHop)
   loop.pace(pace.tickMs, pace.polling)
   loop.add(forwarder.underlayLeg)
   for (const leg of forwarder.strayLegs) loop.add(leg)

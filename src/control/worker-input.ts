@@ -6,7 +6,6 @@ import type { SharedFlowTable } from '../flow/live.ts'
 import type { PolicyHandle } from '../flow/policy.ts'
 import type { Steering } from '../flow/steering.ts'
 import type { CountersHandle } from '../memory/counters.ts'
-import type { NextHopHandle } from '../memory/nexthop.ts'
 import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
 import type { PollingOptions } from '../pipeline/busy-poll.ts'
@@ -31,7 +30,6 @@ export interface ForwardInput extends WorkerInput, PeerInput {
   underlay: DeviceSpec
   /** The device for small packets to the endpoint, where there is one. */
   express?: DeviceSpec
-  nextHop: NextHopHandle
   /** The worker's own. */
   flows: SharedFlowTable
   forwarder: Omit<ForwarderOptions, 'flows'>

@@ -1,11 +1,10 @@
 // A node: opens the underlay, starts the forwarding workers, attaches pods and answers for all of it.
 
 import { createCaptures } from '../control/captures.ts'
-import { type Config, workerCount } from '../control/config.ts'
+import { type Config, configuredEndpoints, type EndpointConfig, workerCount } from '../control/config.ts'
 import { createPeers } from '../control/peers.ts'
 import { openTunnelSockets } from '../control/sockets.ts'
 import type { Source } from '../control/source.ts'
-import { tunnelConfig } from '../control/tunnel.ts'
 import { openUnderlay, type Underlay, underlayDevices } from '../control/underlay.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { closeCapture } from '../device/pcap.ts'
@@ -16,13 +15,13 @@ import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
+import { EndpointPool, tunnelOf } from './endpoints.ts'
 import { openExpress } from './express.ts'
 import { createTables, Forwarders } from './forwarders.ts'
 import type { Inheritance } from './handover.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { type NodeParts, nodeSource } from './source.ts'
 import { Upkeep } from './upkeep.ts'
-import { Way } from './way.ts'
 
 export type { PodOptions } from './pods.ts'
 
@@ -36,9 +35,6 @@ const SMALL_FRAMES = 2048
 /** How long a start waits for the next hop, where the kernel sends nothing that would find it. */
 const NEXT_HOP_MS = 1000
 
-/** The probe that tells whether the endpoint answers. */
-export const DEFAULT_PROBE: ProbeOptions = { intervalMs: 100, limitMs: 350 }
-
 export interface NodeOptions {
   config: Config
   /** Namespace of the uplink; empty for the current one. */
@@ -46,6 +42,7 @@ export interface NodeOptions {
   /** Interface toward the endpoint. */
   uplink: string
   pods: PodOptions[]
+  /** In place of what the configuration says. */
   probe?: ProbeOptions
   /** Capture files for what pods send and get, and for what the underlay carries; of further workers, `-1` and so on stands in front of the extension. */
   capture?: { overlay?: string; underlay?: string; limitBytes?: number }
@@ -61,9 +58,11 @@ export interface RunningNode {
   readonly source: Source
   /** Settles when the workers have ended; rejects when one failed. */
   readonly done: Promise<void>
-  /** What the workers last published: whether the endpoint answers, and its probes. */
+  /** What the workers last published: whether an endpoint answers, and the probes of all. */
   status(): { endpointUp: boolean; probesSent: number; probesAnswered: number }
-  /** What is or was wrong with uplink, pods, endpoint, or for want of room. */
+  /** Makes these the endpoints while packets flow; those that stay keep their flows. Throws DetourError, and then nothing has changed. */
+  setEndpoints(list: readonly EndpointConfig[]): Promise<void>
+  /** What is or was wrong with uplink, pods, endpoints, or for want of room. */
   alarms(): Alarm[]
   /** What is attached under an id. */
   attachment(id: string): Attachment | undefined
@@ -91,7 +90,7 @@ export interface RunningNode {
 /** Starts a node and resolves when packets flow. Throws DetourError and leaves nothing behind. */
 export async function startNode(options: NodeOptions): Promise<RunningNode> {
   const { config, namespace, log = () => {} } = options
-  const tunnel = tunnelConfig(config.tunnel)
+  const tunnel = tunnelOf(config)
   const steering: Steering = { workers: workerCount(config.workers), seed: randomSeed() }
   /** What to take away again, first made last. */
   const made: (() => void)[] = []
@@ -120,12 +119,12 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${direct ? `AF_XDP (${underlay.features.join(', ')})` : (underlay.attachRung ?? 'a socket')}`,
     )
     if (steering.workers > 1) log(`${steering.workers} workers share the flows`)
-    const { local, remote } = tunnel
-    const way = new Way({ namespace, uplink: options.uplink, local, remote, direct }, underlay.uplinkMtu)
-    made.push(() => way.close())
-    if (direct && !(await way.find(NEXT_HOP_MS)))
-      log(`the next hop toward ${config.tunnel.remote} does not answer: packets are dropped until it does`)
-    const mtu = innerMtu(tunnel, way.mtu)
+    const { uplink, probe } = options
+    const endpoints = new EndpointPool({ config, tunnel, namespace, uplink, mtu: underlay.uplinkMtu, direct, probe })
+    made.push(() => endpoints.close())
+    for (const address of direct ? await endpoints.find(NEXT_HOP_MS) : [])
+      log(`the next hop toward ${address} does not answer: packets to it are dropped until it does`)
+    const mtu = innerMtu(tunnel, endpoints.mtu)
     if (mtu < IPV6_MINIMUM_MTU)
       log(`inner MTU ${mtu}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${options.uplink}`)
     const create = (path: string | undefined) => {
@@ -145,8 +144,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     const workers = await Forwarders.start({
       config,
       tunnel,
-      way,
-      probe: options.probe ?? DEFAULT_PROBE,
+      endpoints,
       steering,
       underlay: devices.map((device, worker) => ({ device, capture: captures[worker] })),
       express: options.paused ? [] : expressDevices(),
@@ -162,7 +160,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     }
     pods = new Pods({ config, forwarders, steering, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)
-    const parts = { config, namespace, underlay, way, forwarders, pods }
+    const parts = { config, namespace, underlay, endpoints, forwarders, pods }
     upkeep = new Upkeep({ ...parts, uplink: options.uplink, renewExpress, log })
     for (const pod of options.pods) upkeep.keep(pod)
     return running(parts, upkeep, takeAway)
@@ -176,7 +174,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
 }
 
 function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): RunningNode {
-  const { forwarders, pods } = parts
+  const { config, endpoints, forwarders, pods } = parts
   let ended: Promise<void> | undefined
   async function end(): Promise<void> {
     await upkeep.close()
@@ -187,10 +185,16 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
   return {
     source: nodeSource(parts, upkeep),
     done: forwarders.done,
-    status: () => forwarders.endpoint(),
+    status: () => endpoints.status(),
     alarms: () => upkeep.list(),
     attachment: id => pods.get(id),
-    reconfigure: () => pods.reconfigure(),
+    async reconfigure() {
+      endpoints.reconfigure(config)
+      await pods.reconfigure()
+    },
+    async setEndpoints(list) {
+      endpoints.set(list)
+    },
     async attach(pod) {
       await pods.attach(pod)
       upkeep.keep(pod)
@@ -208,8 +212,9 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
 
 /** The underlay as each worker opens it. */
 function openDevices(underlay: Underlay, options: NodeOptions, steering: Steering): DeviceSpec['device'][] {
-  const { profile, local = '', port, remote } = options.config.tunnel
+  const { profile, local = '', port } = options.config.tunnel
   if (underlay.offloadRung === 'udp-socket') {
+    const [{ address: remote }] = configuredEndpoints(options.config)
     const sockets = { namespace: options.namespace, address: local, port, remote, kind: profile, steering }
     return openTunnelSockets(sockets).map(handle => ({ kind: 'udp', ...handle }))
   }

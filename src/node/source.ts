@@ -9,28 +9,31 @@ import { monotonicMs } from '../os/clock.ts'
 import { queueDrops } from '../os/netns.ts'
 import type { Alarm } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
+import type { EndpointPool } from './endpoints.ts'
 import type { Forwarders } from './forwarders.ts'
 import type { Pods } from './pods.ts'
 import type { Upkeep } from './upkeep.ts'
-import type { Way } from './way.ts'
 
 /** The parts of a running node. */
 export interface NodeParts {
   config: Config
   namespace: string
   underlay: Underlay
-  way: Way
+  endpoints: EndpointPool
   forwarders: Forwarders
   pods: Pods
 }
 
 export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
-  const { config, underlay, way, forwarders, pods } = parts
-  const { profile, local = '', remote = '', port, vni } = config.tunnel
+  const { config, underlay, endpoints, forwarders, pods } = parts
+  const { profile, local = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
   function* flows(): Generator<FlowRow> {
     for (const { name, flows } of forwarders.all)
-      yield* flowRows(flows, name, { attachment: number => pods.id(number) })
+      yield* flowRows(flows, name, {
+        attachment: number => pods.id(number),
+        endpoint: number => endpoints.nameOf(number),
+      })
   }
   return {
     info: () => ({ face: 'node', profile }),
@@ -42,16 +45,17 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
         device: underlay.device,
         profile,
         local,
-        remote,
+        remote: endpoints.addresses().join(' '),
         port,
         vni,
-        mtu: way.mtu,
+        mtu: endpoints.mtu,
         rung: underlay.offloadRung,
         capabilities: underlay.features,
         missed: underlay.missed(),
       },
     ],
     alarms: () => alarmRows(upkeep.list()),
+    endpoints: () => endpoints.rows(number => forwarders.flowsTo(number)),
     workers: () => {
       const now = monotonicMs()
       return forwarders.all.map(({ name, flows }) => ({

@@ -1,17 +1,17 @@
-// A node's upkeep: a timer of the main thread that looks at uplink, pods, endpoint and losses, tells what is wrong, once, and
+// A node's upkeep: a timer of the main thread that looks at uplink, pods, endpoints and losses, tells what is wrong, once, and
 // has it made good. Packets never wait for it.
 
 import type { Config } from '../control/config.ts'
 import type { Underlay } from '../control/underlay.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { type Alarm, Alarms } from './alarm.ts'
+import type { EndpointPool } from './endpoints.ts'
 import type { Forwarders } from './forwarders.ts'
 import { Losses } from './losses.ts'
 import { PodUpkeep } from './pod-upkeep.ts'
 import type { PodOptions, Pods } from './pods.ts'
 import { UplinkUpkeep } from './uplink-upkeep.ts'
 import { LinkWatch } from './watch.ts'
-import type { Way } from './way.ts'
 
 const TICK_MS = 200
 const LOSSES_MS = 1000
@@ -21,7 +21,7 @@ export interface UpkeepOptions {
   namespace: string
   uplink: string
   underlay: Underlay
-  way: Way
+  endpoints: EndpointPool
   forwarders: Forwarders
   pods: Pods
   renewExpress(): Promise<void>
@@ -80,7 +80,8 @@ export class Upkeep {
       this.watch.look()
       this.uplink.tick(now)
       this.pods.tick(now)
-      this.endpoint()
+      const { config, endpoints, forwarders } = this.options
+      endpoints.tell(this.alarms, config, number => forwarders.flowsTo(number))
       if (now >= this.lossesDue) {
         this.lossesDue = now + LOSSES_MS
         this.losses.look(this.options.forwarders.counters())
@@ -91,13 +92,5 @@ export class Upkeep {
       this.alarms.raise('upkeep', `upkeep: ${(error as Error).message}`)
     }
     this.alarms.tick()
-  }
-
-  private endpoint(): void {
-    const { config, forwarders } = this.options
-    const name = `endpoint ${config.tunnel.remote}`
-    const what = config.failMode === 'open' ? 'pass uninspected (fail-open)' : 'are dropped (fail-closed)'
-    if (forwarders.endpoint().endpointUp) this.alarms.clear(name, `${name} answers again`)
-    else this.alarms.raise(name, `${name} does not answer: packets ${what}`)
   }
 }

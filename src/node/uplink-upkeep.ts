@@ -4,9 +4,9 @@
 import type { Underlay } from '../control/underlay.ts'
 import { Rtnetlink } from '../os/rtnetlink.ts'
 import type { Alarms } from './alarm.ts'
+import type { EndpointPool } from './endpoints.ts'
 import type { Losses } from './losses.ts'
 import type { LinkWatch } from './watch.ts'
-import type { Way } from './way.ts'
 
 /** Time between two looks at what no event tells of, ms. */
 const EXAMINE_MS = 1000
@@ -17,7 +17,7 @@ export interface UplinkUpkeepOptions {
   namespace: string
   uplink: string
   underlay: Underlay
-  way: Way
+  endpoints: EndpointPool
   watch: LinkWatch
   alarms: Alarms
   losses: Losses
@@ -43,11 +43,11 @@ export class UplinkUpkeep {
 
   /** Throws DetourError. */
   constructor(options: UplinkUpkeepOptions) {
-    const { namespace, uplink, way, watch } = options
+    const { namespace, uplink, endpoints, watch } = options
     this.options = options
     this.name = `uplink ${uplink}`
-    this.mtu = way.mtu
-    this.expressIndex = way.link?.index
+    this.mtu = endpoints.mtu
+    this.expressIndex = endpoints.link?.index
     this.questions = new Rtnetlink(namespace)
     this.stop = watch.watch(namespace, uplink, change => {
       this.changed = true
@@ -58,16 +58,16 @@ export class UplinkUpkeep {
 
   /** Looks at the way and the uplink, and makes good what it can. `now` in ms. */
   tick(now: number): void {
-    const { way, alarms } = this.options
+    const { endpoints, alarms } = this.options
     const { name } = this
     if (this.changed || now >= this.wayDue) {
       this.changed = false
       this.wayDue = now + WAY_MS
-      way.refresh()
+      endpoints.refresh()
     }
-    if (way.mtu !== this.mtu) {
-      alarms.note(`${name} MTU`, `${name}: the path MTU was ${this.mtu} and is ${way.mtu}`)
-      this.mtu = way.mtu
+    if (endpoints.mtu !== this.mtu) {
+      alarms.note(`${name} MTU`, `${name}: the path MTU was ${this.mtu} and is ${endpoints.mtu}`)
+      this.mtu = endpoints.mtu
     }
     const fault = this.fault(now)
     if (fault !== '' || this.interrupted) alarms.raise(name, `${name} ${fault || 'was down'}`)
@@ -85,8 +85,8 @@ export class UplinkUpkeep {
 
   /** Opens the express devices anew where the uplink is another one. */
   private renewExpress(): void {
-    const { way, alarms, renewExpress } = this.options
-    const { link } = way
+    const { endpoints, alarms, renewExpress } = this.options
+    const { link } = endpoints
     if (!link?.running || link.index === this.expressIndex || this.work !== undefined) return
     this.expressIndex = link.index
     this.work = renewExpress()
@@ -98,8 +98,8 @@ export class UplinkUpkeep {
 
   /** What is wrong and stays so; '' when nothing is. */
   private fault(now: number): string {
-    const { underlay, way, alarms, losses } = this.options
-    const { link } = way
+    const { underlay, endpoints, alarms, losses } = this.options
+    const { link } = endpoints
     if (link === undefined) return 'is gone'
     if (underlay.offloadRung === 'af-xdp' && link.index !== underlay.uplinkIndex())
       return 'was made anew, and rung af-xdp stays with the interface that it began on: restart the node'

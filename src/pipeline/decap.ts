@@ -4,6 +4,7 @@
 import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
+import { ENDPOINT, ENDPOINT_NUMBERS, type EndpointView } from '../memory/endpoints.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import * as checksum from '../wire/checksum.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
@@ -14,6 +15,7 @@ import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
 import { isTag } from '../wire/vlan.ts'
 import * as vxlan from '../wire/vxlan.ts'
+import { AddressSet } from './address-set.ts'
 import { parse } from './parse.ts'
 import { optionBytes, type TunnelConfig, tunnelWords } from './tunnel.ts'
 
@@ -68,8 +70,9 @@ export class Decap {
   private readonly anyPeer: boolean
   private readonly keep: boolean
   private readonly anyInner: boolean
-  /** Expected outer source and destination address, in that order, in words of network order. */
-  private readonly addresses: Int32Array
+  /** Expected outer destination address, in words of network order, and the sources: every endpoint of the tunnel. */
+  private readonly local: Int32Array
+  private readonly peers: AddressSet
 
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig, options: DecapOptions) {
     this.pool = pool
@@ -87,8 +90,20 @@ export class Decap {
     this.anyPeer = options.anyPeer
     this.keep = options.keep
     this.anyInner = options.anyInner
-    const addresses = new DataView(Uint8Array.from([...tunnel.remote, ...tunnel.local]).buffer)
-    this.addresses = Int32Array.from({ length: addresses.byteLength / 4 }, (_, i) => addresses.getInt32(4 * i))
+    const local = new DataView(Uint8Array.from(tunnel.local).buffer)
+    this.local = Int32Array.from({ length: local.byteLength / 4 }, (_, i) => local.getInt32(4 * i))
+    this.peers = new AddressSet(this.local.length)
+    this.peers.add(new DataView(Uint8Array.from(tunnel.remote).buffer), 0)
+  }
+
+  /** Takes over who the endpoints are: what comes from one of them is let in, also of a flow that has another by now. */
+  follow({ words, bytes }: EndpointView): void {
+    const { peers } = this
+    peers.clear()
+    for (let number = 1; number < ENDPOINT_NUMBERS; number++) {
+      const at = number * ENDPOINT.WORDS
+      if (words[at + ENDPOINT.STATE] !== 0) peers.add(bytes, (at + ENDPOINT.ADDRESS) * 4)
+    }
   }
 
   /** Decapsulates every frame; those refused are dropped with their reason. */
@@ -246,12 +261,13 @@ export class Decap {
 
   private fromPeer(ip: number, type: number): boolean {
     const { view } = this.pool
-    const { addresses } = this
-    const four = type === ETHERTYPE.IPV4
-    if (addresses.length !== (four ? 2 : 8)) return false
-    const at = ip + (four ? ipv4.SOURCE : ipv6.SOURCE)
-    for (let i = 0; i < addresses.length; i++) if (view.getInt32(at + (i << 2)) !== addresses[i]) return false
-    return true
+    const { local } = this
+    const words = local.length
+    if (words !== (type === ETHERTYPE.IPV4 ? 1 : 4)) return false
+    const source = ip + (words === 1 ? ipv4.SOURCE : ipv6.SOURCE)
+    const destination = source + (words << 2)
+    for (let i = 0; i < words; i++) if (view.getInt32(destination + (i << 2)) !== local[i]) return false
+    return this.peers.has(view, source)
   }
 
   /** Zero is accepted over IPv4 (RFC 7348 section 5, RFC 8926 section 4.3), over IPv6 where the peer may; a wrong one never is. */

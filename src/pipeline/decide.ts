@@ -6,9 +6,11 @@ import type { FlowTable } from '../flow/table.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
+import { ENDPOINT_NUMBERS } from '../memory/endpoints.ts'
 import { GSO, KEY_WORDS, type Pool } from '../memory/pool.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as tcp from '../wire/tcp.ts'
+import type { Endpoints } from './endpoints.ts'
 
 /** Packets that a frame stands for: the segments of a super-packet, otherwise one. */
 export function packetsOf(pool: Pool, frame: number): number {
@@ -35,12 +37,13 @@ export class Decide {
   flows = 0
   /** False where idle flows stay until the table is full: their packets may still be on the way when a capture's clock jumps. */
   expires = true
-  /** False while the endpoint does not answer: the attachment's fail mode decides instead of the policy. */
-  endpointUp = true
+  private readonly endpoints: Endpoints | undefined
+  /** By number: 0 where flows may not go, so that they go elsewhere or the attachment's fail mode decides instead of the policy. */
+  private readonly usable: Uint8Array
   /** 1 for attachments that fail closed, by attachment number. */
   readonly failClosed: Uint8Array
 
-  /** `pass` takes the frames that go back untouched; without it they are steered like the rest. */
+  /** `pass` takes the frames that go back untouched; without it they are steered like the rest. Without `endpoints` there is one, number 0. */
   constructor(
     pool: Pool,
     counters: StageCounters,
@@ -48,6 +51,7 @@ export class Decide {
     policy: Policy,
     pass?: Batch,
     failClosed?: Uint8Array,
+    endpoints?: Endpoints,
   ) {
     this.pool = pool
     this.counters = counters
@@ -55,11 +59,13 @@ export class Decide {
     this.policy = policy
     this.pass = pass
     this.failClosed = failClosed ?? new Uint8Array(0)
+    this.endpoints = endpoints
+    this.usable = endpoints?.usable ?? new Uint8Array(ENDPOINT_NUMBERS).fill(1)
   }
 
   /** Steered frames stay in the batch, passed ones leave by the side outlet. */
   readonly run = (batch: Batch): void => {
-    const { pool, counters, table, pass } = this
+    const { pool, counters, table, pass, usable } = this
     const { frames, length } = batch
     table.warm(batch, pool.hash, pool.flow)
     let kept = 0
@@ -87,8 +93,11 @@ export class Decide {
         verdict = table.verdict(row)
         if (verdict === VERDICT.DROP) reason = DROP.POLICY
       }
-      if (reason === 0 && verdict === VERDICT.STEER && !this.endpointUp) {
-        if (this.failClosed[pool.attachment[frame]] === 1) reason = DROP.ENDPOINT_DOWN
+      if (reason === 0 && verdict === VERDICT.STEER) {
+        let endpoint = table.endpoint(row)
+        if (usable[endpoint] === 0) endpoint = this.replace(row, frame)
+        if (endpoint >= 0) pool.endpoint[frame] = endpoint
+        else if (this.failClosed[pool.attachment[frame]] === 1) reason = DROP.ENDPOINT_DOWN
         else {
           verdict = VERDICT.PASS
           passedDown++
@@ -133,7 +142,17 @@ export class Decide {
     table.setRule(row, rule)
     table.setVerdict(row, policy.verdict(rule))
     table.setCookie(row, hash)
+    if (this.endpoints !== undefined && policy.verdict(rule) === VERDICT.STEER) this.replace(row, frame)
     if (table.onBegin !== undefined) table.onBegin(row)
     return row
+  }
+
+  /** Gives a flow an endpoint whose own may not be used, and returns its number; -1 when there is none. */
+  private replace(row: number, frame: number): number {
+    const { pool, table, endpoints } = this
+    const next = endpoints?.replace(table.endpoint(row), pool.key, frame * KEY_WORDS) ?? 0
+    if (next === 0) return -1
+    table.setEndpoint(row, next)
+    return next
   }
 }

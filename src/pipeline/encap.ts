@@ -2,13 +2,13 @@
 //
 //   | Ethernet | IPv4 or IPv6 | UDP | GENEVE + options or VXLAN | inner Ethernet frame …
 //
-// Each word is written once, most of them as the tunnel's configuration made them.
+// Each word is written once, most of them as the tunnel's configuration made them, or the endpoint that the frame goes to.
 
 import { DROP } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
+import { ENDPOINT, ENDPOINT_NUMBERS, ENDPOINT_STATE, type EndpointView } from '../memory/endpoints.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
-import { i32 } from '../wire/bytes.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
@@ -31,10 +31,18 @@ const UDP_IN_IPV4 = IP + ipv4.HEADER
 const UDP_IN_IPV6 = IP + ipv6.HEADER
 const IPV4_BYTES = ipv4.HEADER
 
+// Where an endpoint's words are among those of all: the next hop's Ethernet addresses, destination before source; the sum of all
+// of an IPv4 header that is always the same; whether frames have an address to go to; IP addresses, source before destination.
+const MAC = 0
+const SUM = 3
+const KNOWN = 4
+const ENDS = 8
+const ENDS_SHIFT = 4
+/** Locally administered, until a device needs real ones; the kernel's neighbour table or the peer replaces them. */
+const NO_HOP = Int32Array.of(0x02000000, 0x00020200, 0x00000001)
+
 /** The stage that puts a tunnel's headers in front of each frame. */
 export class Encap {
-  /** False while outer frames have no Ethernet address to go to, where the device asks no kernel for one: they are dropped. */
-  nextHopKnown = true
   private readonly pool: Pool
   private readonly counters: StageCounters
   private readonly size: number
@@ -49,20 +57,18 @@ export class Encap {
   private readonly outerBits: number
   private readonly checksum: number
   private readonly gsoTunnel: number
-  /** TTL and protocol of IPv4, next header and hop limit of IPv6; the sum of all of an IPv4 header that is always the same. */
+  /** TTL and protocol of IPv4, next header and hop limit of IPv6. */
   private readonly ttlWord: number
-  private readonly headerSum: number
-  /** IP addresses, source before destination, in words. */
-  private readonly ends: Int32Array
-  /** Ethernet addresses, destination before source, in words. NB: locally administered until a device needs real ones; the kernel's neighbour table or the peer replaces them. */
-  private mac0 = 0x02000000
-  private mac1 = 0x00020200
-  private mac2 = 0x00000001
+  /** Bytes of our own address. */
+  private readonly local: readonly number[]
+  /** By endpoint number; of number 0 the tunnel's remote. */
+  private readonly ends = new Int32Array(ENDPOINT_NUMBERS << ENDS_SHIFT)
 
   constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig) {
     this.pool = pool
     this.counters = counters
     const { local, remote, ttl, dscp } = tunnel
+    this.local = local
     const four = local.length === 4
     this.size = outerBytes(tunnel)
     this.isIpv4 = four ? 1 : 0
@@ -76,35 +82,54 @@ export class Encap {
     this.outerBits = dscp === 'copy' ? 0 : dscp << 2
     this.checksum = sendsChecksum(tunnel) ? OFFLOAD.OUTER_CHECKSUM : 0
     this.gsoTunnel = four ? GSO.TUNNEL4 : GSO.TUNNEL6
-    const ends = new DataView(Uint8Array.from([...local, ...remote]).buffer)
-    this.ends = Int32Array.from({ length: ends.byteLength / 4 }, (_, i) => ends.getInt32(4 * i))
     this.ttlWord = four ? (ttl << 8) | UDP_PROTOCOL : (UDP_PROTOCOL << 8) | ttl
-    let sum = (ipv4.PLAIN << 8) + ipv4.DONT_FRAGMENT + this.ttlWord
-    for (let i = 0; i < ends.byteLength; i += 2) sum += ends.getUint16(i)
-    this.headerSum = sum
+    this.setEnds(0, remote)
   }
 
-  /** Gives outer frames the Ethernet addresses of the next hop, destination before source, for a device that asks no kernel for them. */
-  set addresses(addresses: Uint8Array) {
-    this.mac0 = i32(addresses, 0)
-    this.mac1 = i32(addresses, 4)
-    this.mac2 = i32(addresses, 8)
+  /** Takes over where each endpoint is. `direct` where the device asks no kernel for a next hop: until it is known, frames to it are dropped. */
+  follow({ words, bytes }: EndpointView, direct: boolean): void {
+    const { ends, isIpv4 } = this
+    const address = new Uint8Array(isIpv4 !== 0 ? 4 : 16)
+    for (let number = 1; number < ENDPOINT_NUMBERS; number++) {
+      const from = number * ENDPOINT.WORDS
+      const state = words[from + ENDPOINT.STATE]
+      if (state === 0) continue
+      for (let i = 0; i < address.length; i++) address[i] = bytes.getUint8((from + ENDPOINT.ADDRESS) * 4 + i)
+      this.setEnds(number, address)
+      const to = number << ENDS_SHIFT
+      const known = (state & ENDPOINT_STATE.HOP) !== 0
+      if (known) for (let i = 0; i < 3; i++) ends[to + MAC + i] = bytes.getInt32((from + ENDPOINT.HOP + i) * 4)
+      ends[to + KNOWN] = known || !direct ? 1 : 0
+    }
+  }
+
+  /** What is always the same of frames to that address. */
+  private setEnds(number: number, remote: ArrayLike<number>): void {
+    const { ends, local } = this
+    const to = number << ENDS_SHIFT
+    const both = new DataView(Uint8Array.from([...local, ...Array.from(remote)]).buffer)
+    let sum = (ipv4.PLAIN << 8) + ipv4.DONT_FRAGMENT + this.ttlWord
+    for (let i = 0; i < both.byteLength; i += 2) sum += both.getUint16(i)
+    for (let i = 0; i < both.byteLength; i += 4) ends[to + ENDS + (i >> 2)] = both.getInt32(i)
+    ends[to + SUM] = sum
+    ends[to + KNOWN] = 1
+    if (ends[to + MAC] === 0) ends.set(NO_HOP, to + MAC)
   }
 
   /** Encapsulates every frame; hash must be set, and network, 0 for what is not IP. Those without headroom are dropped. */
   readonly run = (batch: Batch): void => {
-    const { pool, counters, size } = this
+    const { pool, counters, size, ends } = this
     const { frames, length } = batch
-    if (!this.nextHopKnown) {
-      this.dropAll(batch)
-      return
-    }
     let kept = 0
     let bytes = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       const inner = pool.length[frame]
-      if (pool.headroomOf(frame) < size) {
+      const to = pool.endpoint[frame] << ENDS_SHIFT
+      if (ends[to + KNOWN] === 0) {
+        counters.dropped(DROP.NEXT_HOP)
+        pool.free(frame)
+      } else if (pool.headroomOf(frame) < size) {
         counters.dropped(DROP.NO_HEADROOM)
         pool.free(frame)
       } else if (inner + size - IP > LARGEST) {
@@ -116,7 +141,7 @@ export class Encap {
         pool.free(frame)
       } else {
         bytes += inner
-        this.prepend(frame, pool.start[frame] - size, inner + size)
+        this.prepend(frame, to, pool.start[frame] - size, inner + size)
         frames[kept++] = frame
       }
     }
@@ -125,18 +150,8 @@ export class Encap {
     batch.length = kept
   }
 
-  private dropAll(batch: Batch): void {
-    const { pool, counters } = this
-    const { frames, length } = batch
-    let bytes = 0
-    for (let i = 0; i < length; i++) bytes += pool.length[frames[i]]
-    counters.received(length, bytes)
-    counters.dropped(DROP.NEXT_HOP, length)
-    pool.freeAll(batch)
-  }
-
-  /** Writes the outer headers of one frame, which has the headroom; `at` and `length` are those of the outer frame. */
-  private readonly prepend = (frame: number, at: number, length: number): void => {
+  /** Writes the outer headers of one frame, which has the headroom; `to` is where its endpoint's words are, `at` and `length` are those of the outer frame. */
+  private readonly prepend = (frame: number, to: number, at: number, length: number): void => {
     const { pool, ends } = this
     const { view } = pool
     const network = pool.network[frame]
@@ -148,12 +163,12 @@ export class Encap {
     const transport = at + this.udpAt
     const bytes = length - this.udpAt
 
-    view.setInt32(at, this.mac0)
-    view.setInt32(at + 4, this.mac1)
-    view.setInt32(at + 8, this.mac2)
+    view.setInt32(at, ends[to + MAC])
+    view.setInt32(at + 4, ends[to + MAC + 1])
+    view.setInt32(at + 8, ends[to + MAC + 2])
     if (this.isIpv4 !== 0) {
       const total = bytes + IPV4_BYTES
-      let sum = this.headerSum + tos + total
+      let sum = ends[to + SUM] + tos + total
       sum = (sum & 0xffff) + (sum >>> 16)
       sum = ~((sum & 0xffff) + (sum >>> 16)) & 0xffff
       view.setInt16(at + 12, IPV4_TYPE)
@@ -161,13 +176,13 @@ export class Encap {
       // RFC 4459 section 3.2: DF always set, so the outer packet is atomic and its identification is free (RFC 6864 section 4.1).
       view.setInt32(at + 18, 0x00004000)
       view.setInt32(at + 22, (this.ttlWord << 16) | sum)
-      view.setInt32(at + 26, ends[0])
-      view.setInt32(at + 30, ends[1])
+      view.setInt32(at + 26, ends[to + ENDS])
+      view.setInt32(at + 30, ends[to + ENDS + 1])
     } else {
       view.setInt16(at + 12, IPV6_TYPE)
       view.setInt32(at + 14, 0x60000000 | (tos << 20) | (hash & FLOW_LABEL))
       view.setInt32(at + 18, (bytes << 16) | this.ttlWord)
-      for (let i = 0; i < 8; i++) view.setInt32(at + 22 + (i << 2), ends[i])
+      for (let i = 0; i < 8; i++) view.setInt32(at + 22 + (i << 2), ends[to + ENDS + i])
     }
 
     const entropy = ENTROPY_BASE | ((hash ^ (hash >>> 14)) & ENTROPY_MASK)

@@ -1,15 +1,18 @@
-// Path MTU: a packet that the tunnel cannot carry is answered as a router would (RFC 1191, RFC 4443 section 3.2), so that its
-// sender learns, and is never lost in silence.
+// Path MTU: a SYN announces no larger segments than the tunnel carries; a packet that it cannot carry all the same is answered as
+// a router would (RFC 1191, RFC 4443 section 3.2), so that its sender learns, and is never lost in silence.
 
 import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
+import { ENDPOINT, ENDPOINT_NUMBERS, type EndpointView, SEGMENT_SIZE } from '../memory/endpoints.ts'
 import type { Pool } from '../memory/pool.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import { HEADER as ETHERNET } from '../wire/ethernet.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
+import * as tcp from '../wire/tcp.ts'
+import { clampSegmentSize } from './clamp.ts'
 import { isUnanswerable } from './classify.ts'
 
 /** How much of a packet an ICMPv4 error quotes: up to 576 bytes in all (RFC 1812 section 4.3.2.3). */
@@ -23,26 +26,38 @@ export class Fit {
   private readonly pool: Pool
   private readonly counters: StageCounters
   private readonly reply: Batch
-  /** Largest inner IP datagram in bytes; may be lowered while packets flow. */
-  mtu: number
+  /** Largest inner IP datagram in bytes, by endpoint number. */
+  private readonly mtus = new Int32Array(ENDPOINT_NUMBERS)
+  /** As in EndpointRules. */
+  private segmentSize: number = SEGMENT_SIZE.ANY
 
-  /** `reply` takes the ICMP answers: frames for the device that the packet came from. */
+  /** `mtu` holds until endpoints are followed; `reply` takes the ICMP answers: frames for the device that the packet came from. */
   constructor(pool: Pool, counters: StageCounters, mtu: number, reply: Batch) {
     this.pool = pool
     this.counters = counters
-    this.mtu = mtu
+    this.mtus.fill(mtu)
     this.reply = reply
   }
 
+  /** Takes over what the way to each endpoint carries, of which the tunnel's headers take `overhead` bytes. */
+  follow({ words, segmentSize }: EndpointView, overhead: number): void {
+    this.segmentSize = segmentSize
+    for (let number = 1; number < ENDPOINT_NUMBERS; number++)
+      this.mtus[number] = words[number * ENDPOINT.WORDS + ENDPOINT.MTU] - overhead
+  }
+
   readonly run = (batch: Batch): void => {
-    const { pool, counters, mtu } = this
+    const { pool, counters, mtus, segmentSize } = this
     const { frames, length } = batch
     let kept = 0
     let bytes = 0
     let keptBytes = 0
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
+      const mtu = mtus[pool.endpoint[frame]]
       bytes += pool.length[frame]
+      if (segmentSize !== 0 && isSyn(pool, frame))
+        clampSegmentSize(pool, frame, segmentSize, mtu - tagBytes(pool, frame))
       if (carriedBytes(pool, frame) <= mtu) {
         keptBytes += pool.length[frame]
         frames[kept++] = frame
@@ -75,7 +90,7 @@ export class Fit {
 
   private answer(frame: number, answer: number): void {
     const { pool } = this
-    const mtu = this.mtu - tagBytes(pool, frame)
+    const mtu = this.mtus[pool.endpoint[frame]] - tagBytes(pool, frame)
     const b = pool.bytes
     const from = pool.start[frame]
     const to = pool.start[answer]
@@ -116,6 +131,14 @@ function carriedBytes(pool: Pool, frame: number): number {
   if (pool.gso[frame] === 0) return bytes
   const headers = pool.payload[frame] - pool.start[frame] - ETHERNET
   return Math.min(bytes, headers + pool.gsoSize[frame])
+}
+
+const TCP = ipv4.PROTOCOL.TCP
+const { SYN } = tcp
+
+function isSyn(pool: Pool, frame: number): boolean {
+  const at = pool.transport[frame]
+  return pool.protocol[frame] === TCP && at !== 0 && (tcp.flags(pool.bytes, at) & SYN) !== 0
 }
 
 /** Bytes of VLAN tags, which take their part of what the tunnel carries. */

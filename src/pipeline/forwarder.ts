@@ -8,7 +8,8 @@ import { Policy, type PolicyHandle } from '../flow/policy.ts'
 import { FlowTable } from '../flow/table.ts'
 import { Batch } from '../memory/batch.ts'
 import type { Counters } from '../memory/counters.ts'
-import type { NextHopView } from '../memory/nexthop.ts'
+import { ENDPOINT, ENDPOINT_NUMBERS, ENDPOINT_STATE, oneEndpoint } from '../memory/endpoints.ts'
+import { createHealth } from '../memory/health.ts'
 import type { Pool } from '../memory/pool.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { DESTINATION, SOURCE } from '../wire/ethernet.ts'
@@ -18,25 +19,28 @@ import { Complete } from './complete.ts'
 import { Decap } from './decap.ts'
 import { Decide } from './decide.ts'
 import { Encap } from './encap.ts'
+import { Endpoints, type EndpointsHandle } from './endpoints.ts'
 import { Fit } from './fit.ts'
 import type { Handover } from './handover.ts'
 import type { Leg } from './loop.ts'
 import { Outlet } from './outlet.ts'
-import { PROBE_MAC, Probe, type ProbeOptions, type ProbeShare } from './probe.ts'
+import { PROBE_MAC, Probe, type ProbeOptions } from './probe.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
-import { innerMtu, type TunnelConfig } from './tunnel.ts'
+import { innerMtu, outerBytes, type TunnelConfig } from './tunnel.ts'
 
 export interface ForwarderOptions {
   tunnel: TunnelConfig
-  /** MTU of the underlay in bytes. */
+  /** MTU of the underlay in bytes, where there are no endpoints but the tunnel's remote. */
   underlayMtu: number
+  /** The pool of endpoints, which the main thread keeps; without it, the tunnel's remote is the only one. */
+  endpoints?: EndpointsHandle
   flows: FlowTableHandle
   seed: Seed
   policy: PolicyHandle
   probe: ProbeOptions
-  /** Where several workers have one endpoint. */
-  probeShare?: ProbeShare
+  /** False where another worker sends the probes; true when not given. */
+  sendsProbes?: boolean
 }
 
 /** A pod's device and what came back for it in this breath. */
@@ -62,6 +66,7 @@ export class Forwarder {
   private readonly handover: Handover | undefined
   private readonly decap: Decap
   private readonly probe: Probe
+  private readonly endpoints: Endpoints
   private readonly underlayOut: Outlet
   private readonly direct: boolean
   private readonly podCounters: ReturnType<Counters['stage']>
@@ -89,6 +94,9 @@ export class Forwarder {
     const { fragments, table, index, back } = this
     const { tunnel, seed } = options
     const mtu = innerMtu(tunnel, options.underlayMtu)
+    const { endpoints: handle = onlyEndpoint(tunnel, options.underlayMtu, seed), sendsProbes = true } = options
+    const endpoints = new Endpoints(handle)
+    this.endpoints = endpoints
     this.classify = new Classify(pool, counters.stage('classify'), {
       fragments,
       seed,
@@ -97,13 +105,15 @@ export class Forwarder {
       table,
     })
     const failClosed = new Uint8Array(MAX_ATTACHMENTS)
-    this.decide = new Decide(pool, counters.stage('decide'), table, new Policy(options.policy), back, failClosed)
+    const policy = new Policy(options.policy)
+    this.decide = new Decide(pool, counters.stage('decide'), table, policy, back, failClosed, endpoints)
     this.fit = new Fit(pool, counters.stage('fit'), mtu, back)
     this.encap = new Encap(pool, counters.stage('encap'), tunnel)
     const outlet = new Outlet(pool, counters.stage('complete underlay'), underlay, express)
     this.underlayOut = outlet
     // NB: not by the express device, or the kernel would forget the next hop, which it confirms for its own packets only.
-    this.probe = new Probe(pool, this.encap, batch => outlet.main.run(batch), options.probe, options.probeShare)
+    const sendProbes = (batch: Batch) => outlet.main.run(batch)
+    this.probe = new Probe(pool, this.encap, endpoints, handle.health, sendProbes, options.probe, sendsProbes)
     if (options.probe.intervalMs > 0) index.set(PROBE_ATTACHMENT, PROBE_MAC)
     const decapOptions = { anyPeer: false, keep: false, anyInner: false }
     this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)
@@ -114,6 +124,7 @@ export class Forwarder {
     this.podCounters = counters.stage('complete pod')
     const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
     this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
+    this.follow()
   }
 
   /** Serves a pod's device; returns the leg for the loop. Attachment numbers are below MAX_ATTACHMENTS. */
@@ -138,17 +149,22 @@ export class Forwarder {
     this.decide.policy = new Policy(policy)
   }
 
-  /** What becomes of an attachment's packets while the endpoint does not answer. */
+  /** What becomes of an attachment's packets while no endpoint may have them. */
   useFailMode(attachment: number, closed: boolean): void {
     this.decide.failClosed[attachment] = closed ? 1 : 0
   }
 
-  /** Takes over what is known of the way to the endpoint, which may change while packets flow. */
-  follow(way: NextHopView): void {
-    this.fit.mtu = innerMtu(this.tunnel, way.mtu)
-    if (way.usable) this.encap.addresses = way.addresses
-    if (this.direct) this.encap.nextHopKnown = way.usable
-    this.underlayOut.expressOpen = way.usable
+  /** Takes over who the endpoints are and what is known of the ways to them. */
+  private follow(): void {
+    const { view } = this.endpoints
+    const { expressOpen } = this.underlayOut
+    this.fit.follow(view, outerBytes(this.tunnel))
+    this.encap.follow(view, this.direct)
+    this.decap.follow(view)
+    for (let number = 1; number < ENDPOINT_NUMBERS; number++) {
+      const state = view.words[number * ENDPOINT.WORDS + ENDPOINT.STATE]
+      expressOpen[number] = (state & ENDPOINT_STATE.HOP) === 0 ? 0 : 1
+    }
   }
 
   /** Has small packets leave by this device from now on, or with all others; the last one is its owner's to close. */
@@ -156,20 +172,21 @@ export class Forwarder {
     this.underlayOut.useExpress(device)
   }
 
-  /** Whether the endpoint answers. */
+  /** Whether an endpoint answers. */
   get endpointUp(): boolean {
-    return this.decide.endpointUp
+    return this.endpoints.usableCount > 0
   }
 
   get probes(): { sent: number; answered: number } {
     return this.probe
   }
 
-  /** Once a tick: time, expiry, probe. `now` in ms of performance.now(). */
+  /** Once a tick: time, expiry, endpoints and their probes. `now` in ms of performance.now(). */
   tick(now: number): void {
     this.table.now = monotonicMs()
     this.table.expire(EXPIRE_BUDGET)
-    this.decide.endpointUp = this.probe.tick(now)
+    this.probe.tick(now)
+    if (this.endpoints.refresh()) this.follow()
     this.underlayOut.tick()
   }
 
@@ -238,3 +255,8 @@ export class Forwarder {
 
 /** Flow rows looked at in a tick: at a tick of 50 ms a million rows take 13 s. */
 const EXPIRE_BUDGET = 4096
+
+/** The pool of the tunnel's remote alone. */
+function onlyEndpoint(tunnel: TunnelConfig, underlayMtu: number, seed: Seed): EndpointsHandle {
+  return { table: oneEndpoint(tunnel.remote, underlayMtu), health: createHealth(), seed }
+}

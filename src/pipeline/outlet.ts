@@ -7,6 +7,7 @@
 import type { Device } from '../device/device.ts'
 import { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
+import { ENDPOINT_NUMBERS } from '../memory/endpoints.ts'
 import { GSO, type Pool } from '../memory/pool.ts'
 import { PROTOCOL } from '../wire/ipv4.ts'
 import { Complete } from './complete.ts'
@@ -17,8 +18,8 @@ const SMALL = 1900
 export class Outlet {
   /** The stage before the main device. */
   readonly main: Complete
-  /** False while the express device does not know its way: then all leave by the main one. */
-  expressOpen = false
+  /** By endpoint number: 0 while the express device does not know the way there; then all leave by the main one. */
+  readonly expressOpen = new Uint8Array(ENDPOINT_NUMBERS)
   private readonly pool: Pool
   private readonly counters: StageCounters
   private express: Device | undefined
@@ -41,8 +42,8 @@ export class Outlet {
 
   /** Takes every frame of the batch and empties it. */
   readonly run = (batch: Batch): void => {
-    const { pool, lanes } = this
-    if (lanes === undefined || !this.expressOpen || this.express?.exhausted === true) {
+    const { pool, lanes, expressOpen } = this
+    if (lanes === undefined || this.express?.exhausted === true) {
       this.main.run(batch)
       return
     }
@@ -51,8 +52,9 @@ export class Outlet {
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       const small = pool.length[frame] <= SMALL && pool.gso[frame] === GSO.NONE && pool.protocol[frame] !== PROTOCOL.TCP
-      const lane = small ? express : main
-      const other = small ? main : express
+      const quick = small && expressOpen[pool.endpoint[frame]] !== 0
+      const lane = quick ? express : main
+      const other = quick ? main : express
       const flow = 1 << pool.hash[frame]
       if ((other.flows & flow) !== 0) other.flush()
       lane.flows |= flow
