@@ -3,21 +3,50 @@
 // pod that is removed.
 
 import { execFileSync } from 'node:child_process'
-import { readdirSync } from 'node:fs'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { inNamespace, ip, listNamespaces } from '../../src/os/netns.ts'
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { PLUGIN } from '../../src/cni/install/entry.ts'
+import { detour, run as runProgram } from '../../src/lab/process.ts'
+import { inNamespace, ip } from '../../src/os/netns.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
-import { CLOSED_PORT, entry, type Gateway, makePlugins, startDaemon, startGateway, tracesOf } from './faces.ts'
+import {
+  CLOSED_PORT,
+  entry,
+  type Gateway,
+  makePlugins,
+  socketOf,
+  startDaemon,
+  startGateway,
+  tracesOf,
+  writePlugin,
+} from './faces.ts'
 import { type Podman, setUpPodman } from './podman.ts'
 import { byCri, byCtr, byPodman, type Pod, type Runtime } from './pods.ts'
-import type { CniVersion, Plugin, Primary } from './primaries.ts'
-import { buildScene, machineForwards, missing, PORT, type Scene, SERVER, startServer, title, until } from './scene.ts'
+import type { CniVersion, Network, Plugin, Primary } from './primaries.ts'
+import {
+  buildScene,
+  datagram,
+  get,
+  machineForwards,
+  missing,
+  PORT,
+  type Scene,
+  startServer,
+  title,
+  until,
+  url,
+} from './scene.ts'
 import { type Seen, watch } from './watching.ts'
 
 const LIMIT_MS = 120_000
+vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS })
+
 const PORTMAP: Plugin = { type: 'portmap', capabilities: { portMappings: true } }
+const POD_SUBNETS = 'src net 10.244.0.0/16'
 
 let scene: Scene
+let plugins: string
 let containerd: Containerd
 let podman: Podman
 let gateway: Gateway
@@ -27,57 +56,58 @@ const forwards = machineForwards()
 beforeAll(async () => {
   if (missing !== '') return
   scene = buildScene('chain')
-  const plugins = makePlugins(scene)
+  plugins = makePlugins(scene)
   served = await startServer(scene)
   gateway = await startGateway(scene)
   await startDaemon(scene, { pods: { excludeNamespaces: ['kube-system'] } })
   containerd = await startContainerd(scene, plugins)
   podman = setUpPodman(scene, plugins)
-}, LIMIT_MS)
+})
 
 afterAll(async () => {
   await podman?.close()
   await containerd?.close()
   await scene?.close()
   expect(machineForwards()).toBe(forwards)
-}, LIMIT_MS)
+})
 
 let networks = 0
-function network(primary: Primary, cniVersion: CniVersion, more: Plugin[] = []) {
+function network(primary: Primary, cniVersion: CniVersion, ...chained: Plugin[]): Network {
   const number = ++networks
   const subnet = `10.244.${number}.0/24`
-  const dataDir = scene.file('ipam')
-  return { name: `dtr${number}`, primary, subnet, cniVersion, dataDir, chained: [...more, entry(scene)] }
+  return { name: `dtr${number}`, primary, subnet, cniVersion, dataDir: scene.file('ipam'), chained }
 }
 
-const url = (path: string) => `http://${SERVER}:${PORT}${path}`
-const get = (pod: Pod, path: string) => pod.exec('timeout', '5', 'wget', '-q', '-O', '-', url(path))
-
-/** What a pod could leave behind: interfaces, namespaces, addresses, pins, state, packet filters. */
+/** What pods could leave behind: interfaces, routes, packet filters of the node, and what the daemon keeps. */
 function inventory(): string[] {
   const rules = inNamespace(scene.node, () => execFileSync('iptables-save', { encoding: 'utf8' }))
+  const links = ip(['-o', 'link'], scene.node).split('\n')
   return [
-    ...ip(['-o', 'link'], scene.node)
-      .split('\n')
-      .map(line => line.split(':')[1]?.trim().split('@')[0] ?? ''),
-    ...ip(['-o', 'route'], scene.node).split('\n'),
+    ...links.map(line => line.split(':')[1]?.trim().split('@')[0] ?? ''),
+    // A bridge without a pod has no carrier, some time later.
+    ...ip(['-o', 'route'], scene.node).replaceAll(' linkdown', '').split('\n'),
     ...rules.split('\n').filter(line => line.startsWith('-A')),
-    ...listNamespaces().filter(name => /^(cni|netns)-/.test(name)),
     ...readdirSync(scene.file('detour'), { recursive: true, encoding: 'utf8' }),
   ].sort()
 }
 
-/** Flows (TCP connections, datagrams) that a pod begins, as `address:port`s. */
-function flowsFrom(pod: Pod, packets: Seen[]): Set<string> {
+/** The flows that a pod's packets belong to. */
+function flowsOf(pod: Pod, packets: Seen[]): Set<string> {
   const own = packets.filter(packet => packet.source === pod.address && packet.protocol !== 'icmp')
   return new Set(own.map(each => `${each.protocol} ${each.sourcePort} ${each.destination}:${each.destinationPort}`))
 }
 
+const verdict = (pod: Pod, rule: string) =>
+  until(`a verdict by ${rule}`, () => gateway.verdicts(pod.address).find(each => each.rule === rule))
+
 const runtimes: [string, () => Promise<Runtime> | Runtime][] = [
-  ['containerd CRI, bridge, 0.4.0', () => byCri(scene, containerd, network('bridge', '0.4.0'))],
-  ['containerd CRI, ptp and portmap, 1.0.0', () => byCri(scene, containerd, network('ptp', '1.0.0', [PORTMAP]))],
-  ['ctr run --cni, ptp, 1.0.0', () => byCtr(scene, containerd, network('ptp', '1.0.0'))],
-  ['podman, bridge and portmap, 0.4.0', () => byPodman(podman, network('bridge', '0.4.0', [PORTMAP]))],
+  ['containerd CRI, bridge, 0.4.0', () => byCri(scene, containerd, network('bridge', '0.4.0', entry(scene)))],
+  [
+    'containerd CRI, ptp and portmap, 1.0.0',
+    () => byCri(scene, containerd, network('ptp', '1.0.0', PORTMAP, entry(scene))),
+  ],
+  ['ctr run --cni, ptp, 1.0.0', () => byCtr(scene, containerd, network('ptp', '1.0.0', entry(scene)))],
+  ['podman, bridge and portmap, 0.4.0', () => byPodman(podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))],
 ]
 
 describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
@@ -87,71 +117,160 @@ describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
 
   beforeAll(async () => {
     runtime = await make()
-    // What the primary makes once and keeps (its bridge) is there after the first pod.
+    // What the primary makes once and keeps, its bridge, is there after the first pod.
     await (await runtime.run({ name: 'first' })).remove()
     before = inventory()
     pod = await runtime.run({ name: 'web' })
-  }, LIMIT_MS)
+  })
 
-  it(
-    'leads its requests through the gateway, with the pod’s own address in the tunnel',
-    async () => {
-      const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
-      expect(await get(pod, '/allowed')).toMatchObject({ stdout: expect.stringContaining('/allowed') })
-      await until('the verdict', () => gateway.verdicts(pod.address).find(verdict => verdict.destinationPort === PORT))
-      const seen = await link.stop()
-      const toward = { outer: '10.99.0.1', source: pod.address, destination: SERVER, destinationPort: PORT }
-      expect(seen).toContainEqual(expect.objectContaining(toward))
-      expect(seen).toContainEqual(expect.objectContaining({ ...toward, outer: '10.99.0.2' }))
-      expect(seen).toContainEqual(
-        expect.objectContaining({ outer: '10.99.0.1', source: SERVER, destination: pod.address }),
-      )
-      expect(gateway.verdicts(pod.address)[0]).toMatchObject({ action: 'allow', destination: SERVER })
-    },
-    LIMIT_MS,
-  )
+  it('leads requests through the gateway, with the pod’s own address in the tunnel', async () => {
+    const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
+    expect(await get(pod, '/allowed')).toMatchObject({ stdout: '/allowed' })
+    expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow', destinationPort: PORT })
+    const seen = await link.stop()
+    for (const outer of ['10.99.0.1', '10.99.0.2']) {
+      expect(seen).toContainEqual(expect.objectContaining({ outer, source: pod.address, destinationPort: PORT }))
+      expect(seen).toContainEqual(expect.objectContaining({ outer, destination: pod.address, sourcePort: PORT }))
+    }
+    expect(served()).toContain(`${pod.address} /allowed`)
+  })
 
-  it(
-    'stops the request that the policy forbids',
-    async () => {
-      const { exitCode, stdout } = await get(pod, '/secret')
-      expect(exitCode).not.toBe(0)
-      expect(stdout).not.toContain('secret')
-      await until('the verdict', () => gateway.verdicts(pod.address).find(verdict => verdict.rule === 'no-secrets'))
-      expect(served()).not.toContain(`${pod.address} /secret`)
-      expect(served()).toContain(`${pod.address} /allowed`)
-    },
-    LIMIT_MS,
-  )
+  it('stops the request that the policy forbids', async () => {
+    const { exitCode, stdout } = await get(pod, '/secret')
+    expect({ failed: exitCode !== 0, stdout }).toEqual({ failed: true, stdout: '' })
+    expect(await verdict(pod, 'no-secrets')).toMatchObject({ action: 'reset' })
+    expect(served()).not.toContain(`${pod.address} /secret`)
+  })
 
-  it(
-    'inspects a container whose first act is to send',
-    async () => {
-      const host = await watch(scene, 'node', 'any', 'src net 10.244.0.0/16')
-      const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
-      const send = `echo first | nc -u -w 1 ${SERVER} ${CLOSED_PORT}; wget -q -O /tmp/page ${url('/at-once')}; sleep 100000`
-      const hasty = await runtime.run({ name: 'hasty', command: ['sh', '-c', send] })
-      await until('its request arrives', () => served().includes(`${hasty.address} /at-once`))
-      const left = await host.stop()
-      const inspected = (await link.stop()).filter(packet => packet.outer === '10.99.0.1')
-      await hasty.remove()
-      expect(inspected).toContainEqual(expect.objectContaining({ source: hasty.address, destinationPort: CLOSED_PORT }))
-      expect(left).not.toContainEqual(expect.objectContaining({ source: hasty.address, destinationPort: CLOSED_PORT }))
-      const flows = [...flowsFrom(hasty, left)]
-      expect(flows).toContainEqual(expect.stringMatching(`^tcp .*:${PORT}$`))
-      expect([...flowsFrom(hasty, inspected)]).toEqual(expect.arrayContaining(flows))
-    },
-    LIMIT_MS,
-  )
+  it('inspects a container whose first act is to send', async () => {
+    const host = await watch(scene, 'node', 'any', POD_SUBNETS)
+    const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
+    const send = `${datagram(CLOSED_PORT)}; wget -q -O /tmp/page ${url('/at-once')}; sleep 100000`
+    const hasty = await runtime.run({ name: 'hasty', command: ['sh', '-c', send] })
+    await until('its request arrives', () => served().includes(`${hasty.address} /at-once`))
+    const left = await host.stop()
+    const inspected = (await link.stop()).filter(packet => packet.outer === '10.99.0.1')
+    await hasty.remove()
+    const forbidden = expect.objectContaining({ source: hasty.address, destinationPort: CLOSED_PORT })
+    expect(inspected).toContainEqual(forbidden)
+    expect(left).not.toContainEqual(forbidden)
+    const flows = [...flowsOf(hasty, left)]
+    expect(flows).toContainEqual(expect.stringMatching(`^tcp .*:${PORT}$`))
+    expect([...flowsOf(hasty, inspected)]).toEqual(expect.arrayContaining(flows))
+  })
 
-  it(
-    'leaves nothing of a pod behind',
-    async () => {
-      expect(tracesOf(scene, pod.id)).not.toEqual([])
-      await pod.remove()
-      expect(tracesOf(scene, pod.id)).toEqual([])
-      expect(inventory()).toEqual(before)
-    },
-    LIMIT_MS,
-  )
+  it('leaves nothing of a pod behind', async () => {
+    expect(tracesOf(scene, pod.id)).not.toEqual([])
+    await pod.remove()
+    expect(tracesOf(scene, pod.id)).toEqual([])
+    expect(existsSync(pod.namespace)).toBe(false)
+    expect(inventory()).toEqual(before)
+  })
+})
+
+describe.skipIf(missing !== '')(title('which pods are inspected'), () => {
+  let runtime: Runtime
+
+  beforeAll(async () => {
+    runtime = await byCri(
+      scene,
+      containerd,
+      network('ptp', '0.4.0', entry(scene, { excludeNamespaces: ['monitoring'] })),
+    )
+  })
+
+  it.each([
+    ['with annotation detour.dev/inspect "false"', { annotations: { 'detour.dev/inspect': 'false' } }],
+    ["in a namespace that the node's configuration excludes", { kubernetesNamespace: 'kube-system' }],
+    ['in a namespace that the conflist excludes', { kubernetesNamespace: 'monitoring' }],
+    [
+      'in an excluded namespace, whatever it says itself',
+      { kubernetesNamespace: 'kube-system', annotations: { 'detour.dev/inspect': 'true' } },
+    ],
+  ])('a pod %s goes around the gateway', async (_which, wanted) => {
+    const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
+    const pod = await runtime.run({ name: 'around', ...wanted })
+    expect(await get(pod, '/secret')).toMatchObject({ stdout: '/secret' })
+    expect(flowsOf(pod, await link.stop())).toEqual(new Set())
+    expect(gateway.verdicts(pod.address)).toEqual([])
+    await pod.remove()
+    expect(tracesOf(scene, pod.id)).toEqual([])
+  })
+
+  it.each([
+    ['detour.dev/inspect', 'true'],
+    ['paloaltonetworks.com/firewall', 'pan-fw'],
+  ])('where pods are left alone, one with annotation %s "%s" is inspected', async (key, value) => {
+    const shy = await byCri(scene, containerd, network('ptp', '1.0.0', entry(scene, { inspect: 'never' })))
+    const pod = await shy.run({ name: 'asked', annotations: { [key]: value } })
+    expect(await get(pod, '/asked')).toMatchObject({ stdout: '/asked' })
+    expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow' })
+    const other = await shy.run({ name: 'silent' })
+    expect(await get(other, '/silent')).toMatchObject({ stdout: '/silent' })
+    expect(gateway.verdicts(other.address)).toEqual([])
+    await pod.remove()
+    await other.remove()
+  })
+
+  it('an annotation that cannot be understood keeps the pod from starting, with words that say why', async () => {
+    const annotations = { 'detour.dev/inspect': 'maybe' }
+    await expect(runtime.run({ name: 'odd', annotations })).rejects.toThrow(/detour\.dev\/inspect.*maybe/)
+    for (const id of await containerd.cri.pods()) await containerd.cri.removePod(id)
+  })
+})
+
+describe.skipIf(missing !== '')(title('two runtimes at once'), () => {
+  it('all of their pods are inspected, and removed without a trace', async () => {
+    const cri = await byCri(scene, containerd, network('bridge', '1.0.0', entry(scene)))
+    const libpod = byPodman(podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))
+    const start = (prefix: string) =>
+      [cri, libpod].flatMap((runtime, which) => [0, 1, 2].map(n => runtime.run({ name: `${prefix}-${which}-${n}` })))
+    for (const pod of await Promise.all(start('first'))) await pod.remove()
+    const before = inventory()
+    const pods = await Promise.all(start('both'))
+    expect(new Set(pods.map(pod => pod.address)).size).toBe(pods.length)
+    await Promise.all(
+      pods.map(async pod => {
+        expect(await get(pod, '/both')).toMatchObject({ stdout: '/both' })
+        await verdict(pod, 'default')
+      }),
+    )
+    await Promise.all(pods.map(pod => pod.remove()))
+    for (const pod of pods) expect(tracesOf(scene, pod.id)).toEqual([])
+    expect(inventory()).toEqual(before)
+  })
+})
+
+describe.skipIf(missing !== '')(title('detour cni install'), () => {
+  it('puts Detour behind the primary plugin of a runtime that runs, and uninstall takes exactly that away', async () => {
+    const confDir = containerd.confDir
+    const wanted = network('ptp', '1.0.0', PORTMAP)
+    const runtime = await byCri(scene, containerd, wanted)
+    const file = join(confDir, readdirSync(confDir)[0])
+    const written = readFileSync(file, 'utf8')
+    const alone = await runtime.run({ name: 'alone' })
+    expect(await get(alone, '/secret')).toMatchObject({ stdout: '/secret' })
+
+    mkdirSync(scene.file('release'))
+    const source = scene.file(`release/${PLUGIN}`)
+    writePlugin(source)
+    const folders = ['--bin-dir', plugins, '--conf-dir', confDir]
+    const cni = (...args: string[]) => runProgram(null, 'detour cni', detour('cni', ...args, ...folders), LIMIT_MS)
+    expect(await cni('install', '--source', source, '--socket', socketOf(scene))).toContain(PLUGIN)
+    await until('containerd took it over', async () => (await containerd.cri.status()).network.includes(PLUGIN))
+    const pod = await runtime.run({ name: 'chained' })
+    expect(await get(pod, '/installed')).toMatchObject({ stdout: '/installed' })
+    expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow' })
+    // A pod from before is no reason to fail, whoever takes it away.
+    await alone.remove()
+    await pod.remove()
+
+    await cni('uninstall')
+    expect(readFileSync(file, 'utf8')).toBe(written)
+    expect(readdirSync(plugins)).not.toContain(PLUGIN)
+    await until('containerd took it over', async () => !(await containerd.cri.status()).network.includes(PLUGIN))
+    const after = await runtime.run({ name: 'after' })
+    expect(await get(after, '/secret')).toMatchObject({ stdout: '/secret' })
+    await after.remove()
+  })
 })

@@ -2,6 +2,7 @@
 
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { entryOf, PLUGIN } from '../../src/cni/install/entry.ts'
 import { connectControl } from '../../src/control/client.ts'
 import { detour, type Running } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
@@ -126,30 +127,24 @@ function commandLine(pid: number): string {
   }
 }
 
-/** Makes a folder of plugins: the reference ones, and `detour cni` under the name `detour`. */
-export function makePlugins(scene: Scene): string {
-  const folder = scene.file('plugins')
-  mkdirSync(folder)
+/** Fills the folder where runtimes look for plugins with the reference ones; with `detour cni` beside them if it is not to be installed. */
+export function makePlugins(scene: Scene, installed = true): string {
+  const folder = scene.file('opt-cni/bin')
   for (const name of readdirSync(REFERENCE_PLUGINS)) symlinkSync(join(REFERENCE_PLUGINS, name), join(folder, name))
-  const plugin = join(folder, 'detour')
-  writeFileSync(
-    plugin,
-    `#!/bin/sh\nexec ${detour('cni')
-      .map(word => `'${word}'`)
-      .join(' ')}\n`,
-  )
-  chmodSync(plugin, 0o755)
+  if (installed) writePlugin(join(folder, PLUGIN))
   return folder
 }
 
-/** Detour's entry of a conflist. */
+/** Writes an executable that is the plugin of this very source tree. */
+export function writePlugin(path: string): void {
+  const words = detour('cni').map(word => `'${word}'`)
+  writeFileSync(path, `#!/bin/sh\nexec ${words.join(' ')}\n`)
+  chmodSync(path, 0o755)
+}
+
+/** Detour's entry of a conflist, as the installer writes it, with a log of calls. */
 export function entry(scene: Scene, more: object = {}): Plugin {
-  return {
-    type: 'detour',
-    socket: socketOf(scene),
-    capabilities: { 'io.kubernetes.cri.pod-annotations': true },
-    ...more,
-  }
+  return { ...entryOf({ socket: socketOf(scene) }), logFile: scene.file('cni.log'), ...more }
 }
 
 /** What the daemon keeps of attachments: pins and state files that carry a container's id. */

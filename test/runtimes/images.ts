@@ -6,16 +6,14 @@ import { createHash } from 'node:crypto'
 import { copyFileSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-const APPLETS = ['sh', 'sleep', 'wget', 'nc', 'httpd', 'ping', 'cat', 'echo', 'true', 'ip', 'seq', 'usleep', 'timeout']
+const APPLETS = ['sh', 'sleep', 'usleep', 'timeout', 'cat', 'wget', 'nc', 'tftp', 'ping', 'ip']
 
 /** Makes a root file system in a folder that is not there yet. */
 export function makeRootfs(folder: string): string {
-  for (const part of ['bin', 'etc', 'tmp', 'proc', 'sys', 'dev', 'www'])
-    mkdirSync(join(folder, part), { recursive: true })
+  for (const part of ['bin', 'etc', 'tmp', 'proc', 'sys', 'dev']) mkdirSync(join(folder, part), { recursive: true })
   copyFileSync('/usr/bin/busybox', join(folder, 'bin/busybox'))
   for (const name of APPLETS) symlinkSync('busybox', join(folder, 'bin', name))
   writeFileSync(join(folder, 'etc/passwd'), 'root:x:0:0:root:/:/bin/sh\n')
-  writeFileSync(join(folder, 'www/index.html'), 'a page of the pod\n')
   return folder
 }
 

@@ -26,6 +26,7 @@ import {
   listNamespaces,
   namespacePath,
 } from '../../src/os/netns.ts'
+import type { Output } from './cri.ts'
 
 const NEEDED = [
   ...[
@@ -90,7 +91,7 @@ export interface Scene {
 
 /** Where runtimes and libcni write without being asked, beside the folder that stands in for it. */
 const INSTEAD = {
-  '/opt': 'opt',
+  '/opt/cni': 'opt-cni',
   '/etc/cni': 'etc-cni',
   '/var/lib/cni': 'var-lib-cni',
   '/run/containerd': 'run-containerd',
@@ -111,7 +112,7 @@ export function buildScene(name: string): Scene {
     mkdirSync(machine, { recursive: true })
     mkdirSync(file(own))
   }
-  mkdirSync(file('opt/cni/bin'), { recursive: true })
+  mkdirSync(file('opt-cni/bin'))
   mkdirSync(file('etc-cni/net.d'))
   const uplink = `up-dtr-${name}`
   const cgroup = `/dtr-${name}`
@@ -142,7 +143,7 @@ export function buildScene(name: string): Scene {
     async close() {
       for (const child of running.reverse()) await child.stop('SIGKILL')
       removeNamespaces(names)
-      removeCgroups(cgroup)
+      await removeCgroups(cgroup)
       rmSync(folder, { recursive: true, force: true })
     },
   }
@@ -197,13 +198,25 @@ function removeNamespaces(names: Record<Role, string>): void {
   }
 }
 
-// A control group may be removed when nothing runs in it any more; with version 1 it stands below each controller.
-function removeCgroups(cgroup: string): void {
-  const roots = ['', ...readdirSync(CGROUPS)].map(controller => join(CGROUPS, controller, cgroup)).filter(existsSync)
-  for (const root of roots) {
-    const inside = readdirSync(root, { recursive: true, withFileTypes: true }).filter(entry => entry.isDirectory())
-    const paths = [root, ...inside.map(entry => join(entry.parentPath, entry.name))]
-    for (const path of paths.sort((a, b) => b.length - a.length)) rmdirSync(path)
+// What is in a control group was started by a runtime of this scene; with version 1 the group stands below each controller.
+async function removeCgroups(cgroup: string): Promise<void> {
+  const roots = ['', ...readdirSync(CGROUPS)].map(controller => join(CGROUPS, controller, cgroup))
+  await until(`control groups ${cgroup} are removed`, () => roots.every(isRemoved))
+}
+
+// A process that was killed takes a moment to leave its group.
+function isRemoved(root: string): boolean {
+  if (!existsSync(root)) return true
+  const inside = readdirSync(root, { recursive: true, withFileTypes: true }).filter(entry => entry.isDirectory())
+  const paths = [root, ...inside.map(entry => join(entry.parentPath, entry.name))].sort((a, b) => b.length - a.length)
+  try {
+    for (const path of paths) {
+      for (const pid of readFileSync(join(path, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean)) kill(Number(pid))
+      rmdirSync(path)
+    }
+    return true
+  } catch {
+    return false
   }
 }
 
@@ -214,6 +227,16 @@ export function kill(pid: number): void {
     // gone already
   }
 }
+
+/** Where the web server outside is. */
+export const url = (path: string) => `http://${SERVER}:${PORT}${path}`
+
+/** Asks it for a page from inside a pod. NB: the static busybox has a wget that crashes at -T. */
+export const get = (pod: { exec(...command: string[]): Promise<Output> }, path: string) =>
+  pod.exec('timeout', '5', 'wget', '-q', '-O', '-', url(path))
+
+/** What a shell in a pod does to send a datagram outside: busybox has nothing simpler than TFTP. */
+export const datagram = (port: number) => `timeout 1 tftp -g -r first -l /tmp/none ${SERVER} ${port}`
 
 /** Starts the web server outside, which answers every request with its path; the function says who asked what so far. */
 export async function startServer(scene: Scene): Promise<() => string[]> {
@@ -239,7 +262,7 @@ server.serve_forever()
 /** Resolves when it is so; the answer is what the condition gave. */
 export async function until<T>(
   what: string,
-  condition: () => T | Promise<T>,
+  condition: () => T | false | 0 | Promise<T | false | 0>,
   limitMs = 30_000,
 ): Promise<NonNullable<T>> {
   const end = Date.now() + limitMs

@@ -1,0 +1,191 @@
+// The daemon's death under real pods: nothing of a fail-closed pod leaks, a fail-open pod goes on, connections live through
+// it, the runtime is told why no pod starts, and what was removed meanwhile is cleaned up.
+
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { connectControl } from '../../src/control/client.ts'
+import { type Containerd, startContainerd } from './containerd.ts'
+import {
+  type Daemon,
+  entry,
+  type Gateway,
+  makePlugins,
+  socketOf,
+  startDaemon,
+  startGateway,
+  tracesOf,
+} from './faces.ts'
+import { byCri, type Pod, type Runtime } from './pods.ts'
+import {
+  buildScene,
+  get,
+  kill,
+  machineForwards,
+  missing,
+  type Scene,
+  SERVER,
+  startServer,
+  title,
+  until,
+} from './scene.ts'
+import { watch } from './watching.ts'
+
+const LIMIT_MS = 120_000
+vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS })
+
+/** Where the server outside sends back what it gets, and which it tells of each connection. */
+const ECHO_PORT = 7000
+const ECHO = `
+import socketserver, sys
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        print('connection from', self.client_address[0])
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+server = socketserver.ThreadingTCPServer((sys.argv[1], int(sys.argv[2])), Handler)
+print('ready')
+server.serve_forever()
+`
+/** Counts over one connection for as long as the pod lives. */
+const COUNT = `i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done | nc ${SERVER} ${ECHO_PORT} >/tmp/echo`
+
+let scene: Scene
+let containerd: Containerd
+let runtime: Runtime
+let daemon: Daemon
+let gateway: Gateway
+let served: () => string[]
+let connections: () => string[]
+let closed: Pod
+let open: Pod
+const forwards = machineForwards()
+
+beforeAll(async () => {
+  if (missing !== '') return
+  scene = buildScene('live')
+  served = await startServer(scene)
+  const echo = scene.start('out', 'echo', ['python3', '-u', '-c', ECHO, SERVER, `${ECHO_PORT}`])
+  await echo.line(line => line === 'ready', LIMIT_MS)
+  connections = () => echo.lines.slice(1)
+  gateway = await startGateway(scene)
+  daemon = await startDaemon(scene)
+  containerd = await startContainerd(scene, makePlugins(scene))
+  const dataDir = scene.file('ipam')
+  const network = { name: 'dtrlive', primary: 'ptp', subnet: '10.244.9.0/24', cniVersion: '1.0.0', dataDir } as const
+  runtime = await byCri(scene, containerd, { ...network, chained: [entry(scene)] })
+  closed = await runtime.run({ name: 'closed', command: ['sh', '-c', COUNT] })
+  open = await runtime.run({
+    name: 'open',
+    annotations: { 'detour.dev/fail-mode': 'open' },
+    command: ['sh', '-c', COUNT],
+  })
+  await counting(closed)
+  await counting(open)
+})
+
+afterAll(async () => {
+  await containerd?.close()
+  await scene?.close()
+  expect(machineForwards()).toBe(forwards)
+})
+
+/** What came back of a pod's counting, a number a line; the last line may be half there. */
+async function counted(pod: Pod): Promise<number[]> {
+  const { stdout } = await pod.exec('cat', '/tmp/echo')
+  return stdout.split('\n').slice(0, -1).map(Number)
+}
+
+/** Resolves when a pod's connection has carried some more numbers than now; none may be missing. */
+async function counting(pod: Pod): Promise<void> {
+  const start = (await counted(pod)).length
+  const numbers = await until('the connection goes on', async () => {
+    const numbers = await counted(pod)
+    return numbers.length >= start + 10 && numbers
+  })
+  expect(numbers).toEqual(numbers.map((_number, index) => index + 1))
+  expect(connections()).toEqual([
+    `connection from ${closed.address}`,
+    ...(open ? [`connection from ${open.address}`] : []),
+  ])
+}
+
+/** The process that serves, of those that a daemon has. */
+async function active(): Promise<number> {
+  try {
+    const client = await connectControl(socketOf(scene), 1000)
+    try {
+      return (await client.ask('info', {})).pid
+    } finally {
+      client.close()
+    }
+  } catch {
+    return 0
+  }
+}
+
+describe.skipIf(missing !== '')(title('kill -9 of the active process'), () => {
+  it.each([1, 2])('the standby takes over, time %i: connections go on, packets are inspected, pods start', async () => {
+    const first = await active()
+    await until('there is a standby', () => daemon.pids().length > 1)
+    kill(first)
+    await until('another serves', async () => ![0, first].includes(await active()))
+    await counting(closed)
+    await counting(open)
+    expect((await get(closed, '/secret')).stdout).toBe('')
+    const pod = await runtime.run({ name: 'after' })
+    expect(await get(pod, '/after')).toMatchObject({ stdout: '/after' })
+    expect(gateway.verdicts(pod.address)).toHaveLength(1)
+    await pod.remove()
+    expect(tracesOf(scene, pod.id)).toEqual([])
+  })
+})
+
+describe.skipIf(missing !== '')(title('kill -9 of the whole daemon'), () => {
+  let removed: Pod
+
+  beforeAll(async () => {
+    removed = await runtime.run({ name: 'removed' })
+    expect(tracesOf(scene, removed.id)).not.toEqual([])
+    await daemon.killAll()
+  })
+
+  it('nothing of a fail-closed pod leaks', async () => {
+    const host = await watch(scene, 'node', 'any', `src host ${closed.address}`)
+    expect((await get(closed, '/leak')).exitCode).not.toBe(0)
+    await closed.exec('sh', '-c', `${datagram(9001)}; ping -c 2 -W 1 ${SERVER}`)
+    expect(await host.stop()).toEqual([])
+    expect(served()).not.toContain(`${closed.address} /leak`)
+  })
+
+  it('a fail-open pod goes on, uninspected', async () => {
+    expect(await get(open, '/secret')).toMatchObject({ stdout: '/secret' })
+    await counting(open)
+  })
+
+  it('no pod starts, the runtime says why, and nothing is left of it', async () => {
+    const pods = await containerd.cri.pods()
+    const failure = await runtime.run({ name: 'too-early' }).then(
+      () => 'it started',
+      (error: { details: string }) => error.details,
+    )
+    expect(failure).toContain(socketOf(scene))
+    expect(failure).toMatch(/detour/i)
+    for (const id of await containerd.cri.pods()) if (!pods.includes(id)) await containerd.cri.removePod(id)
+  })
+
+  it('a pod can be removed', async () => {
+    await removed.remove()
+  })
+
+  it('when the daemon is back, connections go on, packets are inspected, and what was removed is cleaned up', async () => {
+    daemon = await startDaemon(scene)
+    await counting(closed)
+    await counting(open)
+    expect(await get(closed, '/back')).toMatchObject({ stdout: '/back' })
+    for (const pod of [closed, open]) {
+      const { exitCode, stdout } = await get(pod, '/secret')
+      expect({ failed: exitCode !== 0, stdout }).toEqual({ failed: true, stdout: '' })
+    }
+    await until('the removed pod is cleaned up', () => tracesOf(scene, removed.id).length === 0)
+  })
+})
