@@ -8,7 +8,7 @@ import { readDirectory } from './directory.ts'
 import { type Entry, type EntryOptions, entryOf, PLUGIN } from './entry.ts'
 import { defaultSource, placeExecutable, removeExecutable } from './executable.ts'
 import { HELP } from './help.ts'
-import { type KeepEvent, keepInstalled } from './keep.ts'
+import { type KeepEvent, type Keeper, keepInstalled } from './keep.ts'
 import { MULTUS_CONF_DIR, manifest, planMultus } from './multus.ts'
 import { type Change, type Plan, planInstall, planUninstall } from './plan.ts'
 import { make, Overtaken, replaceFile } from './replace.ts'
@@ -109,12 +109,10 @@ function untilReady(confDir: string, entry: EntryOptions, say: Say): Promise<voi
   return new Promise(resolve => {
     const keeper = keepInstalled({ confDir, entry }, event => {
       if (event.event === 'waiting') say(`waiting: ${event.reason}`, event)
-      if (event.event === 'ready') setImmediate(finish)
-    })
-    const finish = () => {
+      if (event.event !== 'ready') return
       keeper.close()
       resolve()
-    }
+    })
   })
 }
 
@@ -149,13 +147,8 @@ function repair(values: Values, say: Say): Promise<number> {
   return new Promise(resolve => {
     const keeper = keepInstalled({ confDir, entry: entryOptions(values), executable }, event => {
       say(inWords(event), { time: new Date().toISOString(), ...event })
-      if (statusFile !== undefined) setImmediate(report)
+      if (statusFile !== undefined) writeStatus(statusFile, keeper.ready())
     })
-    const report = () => {
-      const { ok, reason } = keeper.ready()
-      const rights = { mode: 0o644, uid: process.getuid!(), gid: process.getgid!() }
-      replaceFile(statusFile!, `${JSON.stringify({ ready: ok, reason })}\n`, rights)
-    }
     const stop = () => {
       keeper.close()
       resolve(0)
@@ -163,6 +156,11 @@ function repair(values: Values, say: Say): Promise<number> {
     process.once('SIGTERM', stop)
     process.once('SIGINT', stop)
   })
+}
+
+function writeStatus(path: string, { ok: ready, reason }: ReturnType<Keeper['ready']>): void {
+  const rights = { mode: 0o644, uid: process.getuid!(), gid: process.getgid!() }
+  replaceFile(path, `${JSON.stringify({ ready, reason })}\n`, rights)
 }
 
 function carryOut(changes: Change[], dryRun: boolean, say: Say): void {

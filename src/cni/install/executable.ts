@@ -38,7 +38,7 @@ export function placeExecutable(source: string, folder: string, dryRun = false):
   }
   if (dryRun) return 'placed'
   if (!existsSync(folder)) throw new DetourError('not-found', `${folder}: no such directory; --bin-dir names another`)
-  const { uid, gid } = statSync(folder)
+  const [uid, gid] = [process.getuid!(), process.getgid!()]
   // The record comes first: a crash between the two leaves a record of a file that is not there, not a file nobody knows.
   replaceFile(record(folder), `${sum}  ${PLUGIN}\n`, { mode: 0o644, uid, gid })
   replaceFile(path, { copyOf: source }, { mode: MODE, uid, gid })

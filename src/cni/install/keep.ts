@@ -59,12 +59,15 @@ export function keepInstalled(options: KeepOptions, onEvent: (event: KeepEvent) 
   let later: NodeJS.Timeout | undefined
   const every = setInterval(look, lookMs)
 
+  /** What a listener throws is no fault of the directory, and nobody hears of a keeper before it is returned. */
+  const tell = (event: KeepEvent) => queueMicrotask(() => onEvent(event))
+
   /** Tells what is new; the same state twice is told once. */
   function become(ok: boolean, reason: string, event: KeepEvent): void {
     state = { ok, reason }
     if (told === event.event + reason) return
     told = event.event + reason
-    onEvent(event)
+    tell(event)
   }
 
   function look(): void {
@@ -123,7 +126,7 @@ export function keepInstalled(options: KeepOptions, onEvent: (event: KeepEvent) 
     backoff.repaired(now)
     if (changes.some(change => change.fileName === file)) {
       const missingSince = new Date(Number(target.stats.ctimeMs)).toISOString()
-      onEvent({ event: 'repaired', file, cause: causeOf(changes, file), missingSince, row: backoff.row })
+      tell({ event: 'repaired', file, cause: causeOf(changes, file), missingSince, row: backoff.row })
       told = ''
     }
     return false

@@ -46,7 +46,7 @@ const OLDEST = [0, 3, 0]
 export function planInstall(directory: Directory, entry: Entry): Plan | Waiting {
   const usable = directory.files.filter(isUsable)
   const first: Usable | undefined = usable[0]
-  const target = usable.find(({ conf }) => !conf.types.some(type => MULTUS.test(type))) ?? first
+  const target = usable.find(file => !isMultus(file)) ?? first
   if (target === undefined) return { waiting: nothingUsable(directory) }
   const unsure = directory.unreadable.find(({ fileName, certain }) => !certain && fileName < target.fileName)
   if (unsure !== undefined) return { waiting: `${unsure.fileName} comes first but ${unsure.problem}` }
@@ -58,7 +58,9 @@ export function planInstall(directory: Directory, entry: Entry): Plan | Waiting 
     first !== target && lags(first.text, target.conf.name)
       ? `Multus has yet to read ${file} again: ${first.fileName} delegates to it without ${PLUGIN} (restart Multus if that stays)`
       : undefined
-  return { target, file, changes: [...mine, ...planUninstall(directory, [target.fileName, file])], pending }
+  const delegating = usable.filter(isMultus).map(({ fileName }) => fileName)
+  const others = planUninstall(directory, [target.fileName, file, ...delegating])
+  return { target, file, changes: [...mine, ...others], pending }
 }
 
 /** What it takes to have no entry of Detour's in any file, whatever its name, except in those named. */
@@ -82,6 +84,10 @@ export function convertedName(fileName: string): string {
 function isUsable(file: Found): file is Usable {
   const { conf, loadable } = file
   return loadable && !('problem' in conf) && !isConverted(conf) && conf.types.some(type => type !== PLUGIN)
+}
+
+function isMultus({ conf }: Usable): boolean {
+  return conf.types.some(type => MULTUS.test(type))
 }
 
 function isConverted(conf: Found['conf']): boolean {
