@@ -40,6 +40,8 @@ export class Pods {
   private readonly options: PodsOptions
   private readonly protectedMap = createProtectedMap()
   private readonly byNumber = new Map<number, Attachment>()
+  /** Labels by number, also of pods that are gone. */
+  private readonly labels = new Map<number, string>()
   private next = 0
 
   constructor(options: PodsOptions) {
@@ -50,11 +52,12 @@ export class Pods {
   async attach(pod: PodOptions): Promise<void> {
     const { config, forwarders, steering, captures, log } = this.options
     const { failMode, heartbeatLimitMs, rungs } = config
-    if (this.find(pod.id) !== undefined) throw new DetourError('usage', `attachment ${pod.id} is there already`)
+    if (this.numberOf(pod.id) !== undefined) throw new DetourError('usage', `attachment ${pod.id} is there already`)
     const number = this.number()
     const { protectedMap } = this
     const attachment = attach({ ...pod, failMode, heartbeatLimitMs, protectedMap, rung: rungs.attach, steering })
     this.byNumber.set(number, attachment)
+    this.labels.set(number, pod.label ?? '')
     const mac = [...macBytes(attachment.mac)]
     const inputs = attachment.tapFds.map((fd, worker) => ({
       attachment: number,
@@ -84,7 +87,7 @@ export class Pods {
 
   /** Leaves a pod's interface as it was found; one that is not attached is fine. */
   async detach(id: string): Promise<void> {
-    const number = this.find(id)
+    const number = this.numberOf(id)
     if (number !== undefined) await this.remove(number, this.byNumber.get(number) as Attachment)
   }
 
@@ -115,7 +118,13 @@ export class Pods {
     await this.options.forwarders.detach(number)
   }
 
-  private find(id: string): number | undefined {
+  /** What people see beside the id; empty when unknown. */
+  label(number: number): string {
+    return this.labels.get(number) ?? ''
+  }
+
+  /** The number of an attachment, while it is there. */
+  numberOf(id: string): number | undefined {
     for (const [number, attachment] of this.byNumber) if (attachment.id === id) return number
     return undefined
   }
