@@ -1,4 +1,5 @@
-// Builds the plugin as files of their own: dist/detour-cni.cjs for hosts with Node.js, dist/detour-cni for those without.
+// Builds the plugin as files of their own, in dist or the folder that is named: detour-cni.cjs for hosts with Node.js,
+// detour-cni for those without.
 
 import { execFileSync } from 'node:child_process'
 import {
@@ -19,7 +20,7 @@ import { packageRoot, packageVersion } from '../src/control/package.ts'
 import { schema } from '../src/control/schema.ts'
 
 const root = fileURLToPath(packageRoot)
-const dist = join(root, 'dist')
+const dist = process.argv[2] ?? join(root, 'dist')
 const bundle = join(dist, 'detour-cni.cjs')
 const executable = join(dist, 'detour-cni')
 

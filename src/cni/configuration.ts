@@ -89,11 +89,12 @@ export function addressesOf(prevResult: JsonObject | undefined, ifname: string):
 }
 
 /**
- * The attachments that GC leaves alone, from the list's name in the tagged 1.1.0 and the one after it. Throws CniError 7
- * when there is no list or an element is none, because what is not in the list is removed.
+ * The attachments that GC leaves alone, from the list under its name in the tagged 1.1.0 and the one after it; null is
+ * what libcni writes when there are none. Throws CniError 7 when there is no such key or an element is no attachment,
+ * because what is not in the list is removed.
  */
 export function validAttachments(json: JsonObject): { containerId: string; ifname: string }[] {
-  const keys = ['cni.dev/attachments', 'cni.dev/valid-attachments'].filter(key => json[key] != null)
+  const keys = ['cni.dev/attachments', 'cni.dev/valid-attachments'].filter(key => Object.hasOwn(json, key))
   if (keys.length === 0) {
     throw new CniError(
       CODE.BAD_CONFIG,
@@ -102,7 +103,7 @@ export function validAttachments(json: JsonObject): { containerId: string; ifnam
     )
   }
   return keys.flatMap(key =>
-    expect(json, key, isObjects, 'a list of objects').map((item, index) => {
+    (optional(json, key, isObjects, 'a list of objects') ?? []).map((item, index) => {
       const where = `${key}[${index}]`
       return {
         containerId: expect(item, 'containerID', isContainer, 'a container ID', where),

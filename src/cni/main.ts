@@ -14,7 +14,7 @@ export async function runPlugin(): Promise<void> {
   if (process.env.CNI_COMMAND === undefined) {
     console.error('This is a CNI plugin: a container runtime calls it with CNI_COMMAND set. --help says more.')
   }
-  const outcome = await plugin(process.env, process.stdin)
+  const outcome = await plugin(process.env, process.stdin.isTTY ? [] : process.stdin)
   log(outcome)
   end(outcome)
 }

@@ -16,6 +16,9 @@ import { CniError, CODE, renderError } from './error.ts'
 import { type Environment, type Parameters, readParameters } from './parameters.ts'
 import { checkVersion, NEWEST, VERSIONS } from './versions.ts'
 
+/** Standard input. */
+export type Input = AsyncIterable<Uint8Array> | Iterable<Uint8Array>
+
 /** What a call leaves behind. */
 export interface Outcome {
   /** Exit status. */
@@ -30,13 +33,14 @@ export interface Outcome {
 /** More than this on standard input is refused. */
 export const INPUT_LIMIT = 4 << 20
 
-/** How long connecting and each answer of the daemon may take. A runtime asks for STATUS every five seconds. */
-const PATIENCE_MS = { ADD: 20_000, DEL: 5000, CHECK: 5000, STATUS: 2000, GC: 30_000 }
+/** How long connecting and each answer of the daemon may take, by verb. A runtime asks for STATUS every five seconds. */
+export const PATIENCE_MS: Record<string, number> = { ADD: 20_000, DEL: 5000, CHECK: 5000, STATUS: 2000, GC: 30_000 }
 
 /** One call of an attachment's or a network's verb. */
 interface Call {
   parameters: Parameters
   json: JsonObject
+  patienceMs: number
   note: Outcome['note']
 }
 
@@ -56,7 +60,7 @@ const VERBS: Record<string, Verb> = {
 }
 
 /** Serves one call. Never throws; whatever it is given, a failure is an error object on standard output. */
-export async function plugin(env: Environment, stdin: AsyncIterable<Uint8Array>): Promise<Outcome> {
+export async function plugin(env: Environment, stdin: Input, patience = PATIENCE_MS): Promise<Outcome> {
   const note: Outcome['note'] = { command: env.CNI_COMMAND }
   let cniVersion = NEWEST
   let logFile: string | undefined
@@ -76,7 +80,8 @@ export async function plugin(env: Environment, stdin: AsyncIterable<Uint8Array>)
     Object.assign(note, { cniVersion: asked, containerId, ifname, podNamespace, podName })
     if (typeof json.logFile === 'string') logFile = json.logFile
     checkVersion(asked, command, VERBS[command].since)
-    return { status: 0, output: await VERBS[command].run({ parameters, json, note }), note, logFile }
+    const output = await VERBS[command].run({ parameters, json, patienceMs: patience[command], note })
+    return { status: 0, output, note, logFile }
   } catch (error) {
     const failure =
       error instanceof CniError ? error : new CniError(CODE.FAILED, 'the plugin failed', (error as Error).message)
@@ -85,7 +90,7 @@ export async function plugin(env: Environment, stdin: AsyncIterable<Uint8Array>)
   }
 }
 
-async function read(stdin: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
+async function read(stdin: Input): Promise<Uint8Array> {
   const chunks: Uint8Array[] = []
   let length = 0
   for await (const chunk of stdin) {
@@ -99,13 +104,13 @@ async function read(stdin: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
 }
 
 /** VERSION answers in the question's version; a runtime may also ask without one. */
-async function version(stdin: AsyncIterable<Uint8Array>): Promise<string> {
+async function version(stdin: Input): Promise<string> {
   const bytes = await read(stdin)
   const cniVersion = bytes.length === 0 ? NEWEST : cniVersionOf({ cniVersion: NEWEST, ...decode(bytes) })
   return JSON.stringify({ cniVersion, supportedVersions: VERSIONS })
 }
 
-async function add({ parameters, json, note }: Call): Promise<string> {
+async function add({ parameters, json, patienceMs, note }: Call): Promise<string> {
   const configuration = readConfiguration(json)
   const { prevResult } = configuration
   if (prevResult === undefined && !configuration.unchained) {
@@ -120,7 +125,7 @@ async function add({ parameters, json, note }: Call): Promise<string> {
   }
   const { inspect, excludeNamespaces, failMode, name } = configuration
   const { netns, podNamespace, podName, podUid } = parameters
-  const reply = await ask(configuration, PATIENCE_MS.ADD, client =>
+  const reply = await ask(configuration, patienceMs, client =>
     client.ask('attach', {
       ...target(configuration, parameters),
       netns,
@@ -139,11 +144,11 @@ async function add({ parameters, json, note }: Call): Promise<string> {
 }
 
 /** Succeeds when the daemon cannot be asked: an error would keep the plugins before this one from cleaning up. */
-async function del({ parameters, json, note }: Call): Promise<string> {
+async function del({ parameters, json, patienceMs, note }: Call): Promise<string> {
   const { containerId, ifname, netns } = parameters
   const request = { containerId, ifname: interfaceOf(json.unchained === true, ifname), netns }
   try {
-    note.found = (await ask({ socket: socketOf(json) }, PATIENCE_MS.DEL, client => client.ask('detach', request))).found
+    note.found = (await ask({ socket: socketOf(json) }, patienceMs, client => client.ask('detach', request))).found
   } catch (error) {
     note.error = (error as CniError).message
     note.details = (error as CniError).details
@@ -151,20 +156,20 @@ async function del({ parameters, json, note }: Call): Promise<string> {
   return ''
 }
 
-async function check({ parameters, json }: Call): Promise<string> {
+async function check({ parameters, json, patienceMs }: Call): Promise<string> {
   const configuration = readConfiguration(json)
   if (configuration.prevResult === undefined && !configuration.unchained) {
     throw new CniError(CODE.BAD_CONFIG, 'CHECK needs prevResult', 'the configuration has none')
   }
   if (isExcluded(configuration, parameters)) return ''
   const request = { ...target(configuration, parameters), netns: parameters.netns }
-  const { ok, reason } = await ask(configuration, PATIENCE_MS.CHECK, client => client.ask('check', request))
+  const { ok, reason } = await ask(configuration, patienceMs, client => client.ask('check', request))
   if (!ok) throw new CniError(CODE.NOT_AS_ADDED, 'the attachment is not as it was added', reason)
   return ''
 }
 
-async function status({ json }: Call): Promise<string> {
-  const { ready, degraded, reason } = await ask(readConfiguration(json), PATIENCE_MS.STATUS, client =>
+async function status({ json, patienceMs }: Call): Promise<string> {
+  const { ready, degraded, reason } = await ask(readConfiguration(json), patienceMs, client =>
     client.ask('ready', {}),
   ).catch((error: CniError) => {
     throw new CniError(CODE.NOT_AVAILABLE, error.message, error.details)
@@ -175,13 +180,13 @@ async function status({ json }: Call): Promise<string> {
   throw new CniError(CODE.NOT_AVAILABLE, 'the Detour daemon is not ready', reason)
 }
 
-async function collect({ json, note }: Call): Promise<string> {
+async function collect({ json, patienceMs, note }: Call): Promise<string> {
   const configuration = readConfiguration(json)
   const valid = validAttachments(json).map(({ containerId, ifname }) => ({
     containerId,
     ifname: interfaceOf(configuration.unchained, ifname),
   }))
-  const { removed } = await ask(configuration, PATIENCE_MS.GC, client =>
+  const { removed } = await ask(configuration, patienceMs, client =>
     client.ask('collect', { network: configuration.name, valid }),
   )
   note.removed = removed.join(' ')
