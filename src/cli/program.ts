@@ -18,6 +18,11 @@ const COMMANDS: Entry[] = [
     load: async () => (await import('./lab.ts')).labCommand(),
   },
   {
+    name: 'node',
+    summary: "the daemon of a cluster node: steers its pods' packets through the tunnel (root)",
+    load: async () => (await import('./node.ts')).nodeCommand(),
+  },
+  {
     name: 'cni',
     summary: 'the chained CNI plugin, and its installer',
     load: async () => (await import('./cni.ts')).cniCommand(),

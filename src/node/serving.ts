@@ -1,0 +1,125 @@
+// What the active process of a node serves: the control socket with the plugin's operations, metrics, and once a minute a look
+// at what has become of its pods.
+
+import type { Log } from '../control/log.ts'
+import { OperationFailure, type ReloadReply } from '../control/operations.ts'
+import { type ControlServer, serveControl } from '../control/socket.ts'
+import { DetourError } from '../errors.ts'
+import type { OwnPod } from './admission.ts'
+import { type MetricsServer, startMetrics } from './metrics.ts'
+import type { RunningNode } from './node.ts'
+import { NodeService } from './service.ts'
+import type { Settings } from './settings.ts'
+import type { Store } from './store.ts'
+
+const SWEEP_MS = 60_000
+
+/** Plugins of pods that start at the same time. */
+const CLIENTS = 256
+
+export interface ServingOptions {
+  node: RunningNode
+  settings: Settings
+  store: Store
+  own: OwnPod | undefined
+  log: Log
+  /** Called with the keys of the configuration that count from now on. */
+  changed(keys: string[]): void
+}
+
+/** Main thread only. */
+export class Serving {
+  private readonly options: ServingOptions
+  private readonly service: NodeService
+  private readonly timer: NodeJS.Timeout
+  private control: ControlServer | undefined
+  private metrics: MetricsServer | undefined
+
+  private constructor(options: ServingOptions) {
+    this.options = options
+    const { settings, node, store, own, log } = options
+    this.service = new NodeService({ config: settings.config, node, store, own, log })
+    this.timer = setInterval(() => void this.look(), SWEEP_MS)
+    this.timer.unref()
+  }
+
+  /** Attaches the pods that are remembered, and serves. Throws DetourError, and then serves nothing. */
+  static async open(options: ServingOptions): Promise<Serving> {
+    const serving = new Serving(options)
+    try {
+      await serving.start()
+      return serving
+    } catch (error) {
+      await serving.close()
+      throw error
+    }
+  }
+
+  /** Hangs up on all clients, once what was begun for them is done; nothing is attached or detached afterwards. */
+  async close(): Promise<void> {
+    clearInterval(this.timer)
+    await this.service.close()
+    await Promise.all([this.control?.close(), this.metrics?.close()])
+  }
+
+  /** Reads the configuration again. Throws OperationFailure that says what is wrong with it, and then nothing has changed. */
+  async reload(): Promise<ReloadReply> {
+    const { settings, node, log, changed } = this.options
+    const before = settings.config.metrics.listen
+    let changes: ReloadReply
+    try {
+      changes = settings.reload()
+    } catch (error) {
+      if (!(error instanceof DetourError)) throw error
+      log(`configuration not taken over: ${error.message}`, { level: 'error', event: 'reload' })
+      throw new OperationFailure('bad-request', error.message)
+    }
+    const { applied, waiting } = changes
+    if (applied.length > 0) await node.reconfigure()
+    changed(applied)
+    if (settings.config.metrics.listen !== before) await this.serveMetrics()
+    log(`configuration read again: ${applied.length === 0 ? 'nothing changed' : `changed: ${applied.join(', ')}`}`, {
+      event: 'reload',
+    })
+    if (waiting.length > 0)
+      log(`these count from the next start on: ${waiting.join(', ')}`, { level: 'warn', event: 'reload' })
+    return changes
+  }
+
+  private async start(): Promise<void> {
+    const { settings, node } = this.options
+    const operations = Object.assign(this.service, { reload: () => this.reload() })
+    const { control } = settings.config.node
+    this.control = await serveControl(node.source, { path: control, operations, clients: CLIENTS })
+    await this.serveMetrics()
+    await this.service.open()
+  }
+
+  private async serveMetrics(): Promise<void> {
+    const { settings, node, log } = this.options
+    const { metrics, heartbeatLimitMs } = settings.config
+    await this.metrics?.close()
+    this.metrics = undefined
+    if (metrics.listen === 'none') return
+    const ready = async () => {
+      const { ready, reason } = await this.service.ready()
+      return { ok: ready, text: reason }
+    }
+    try {
+      this.metrics = await startMetrics(node.source, { listen: metrics.listen, heartbeatLimitMs, ready, log })
+    } catch (error) {
+      // Packets matter more than figures: a port that somebody else has is no reason to leave pods alone.
+      log(`no metrics: ${(error as Error).message}`, { level: 'error' })
+    }
+  }
+
+  private async look(): Promise<void> {
+    const { settings, node, log } = this.options
+    try {
+      if (settings.refresh()) await node.reconfigure()
+      await this.service.sweep()
+    } catch (error) {
+      log(`upkeep of the attachments: ${(error as Error).message}`, { level: 'warn' })
+    }
+  }
+}
