@@ -141,17 +141,20 @@ const stageKey = (row: StageRow) => `${row.worker}\0${row.stage}`
 const dropKey = (row: DropRow) => `${row.worker}\0${row.stage}\0${row.reason}`
 
 const ALL = 'all'
+/** Stages of the kernel have no others beside them. */
+const KERNEL = 'kernel'
 
 /** The rows and, where there are several workers, what those of one key come to together. */
-function withSums<Row extends { worker: string }>(rows: Row[], key: (row: Row) => string): Row[] {
-  if (new Set(rows.map(row => row.worker)).size < 2) return rows
+function withSums<Row extends { worker: string }>(all: Row[], key: (row: Row) => string): Row[] {
+  const rows = all.filter(row => row.worker !== KERNEL)
+  if (new Set(rows.map(row => row.worker)).size < 2) return all
   const sums = new Map<string, Row>()
   for (const row of rows) {
     const own = { ...row, worker: ALL }
     const sum = sums.get(key(own))
     sums.set(key(own), sum === undefined ? own : added(sum, own))
   }
-  return [...rows, ...sums.values()]
+  return [...all, ...sums.values()]
 }
 
 /** Two rows as one, numbers added. */

@@ -54,7 +54,7 @@ export async function takeSnapshot(source: Source, lagMs: number): Promise<Snaps
 }
 
 /** What a packet is dropped for whose flow found no room. */
-const REFUSALS = [DROP.FLOW_TABLE_FULL]
+const REFUSALS = [DROP.FLOW_TABLE_FULL, DROP.FLOW_QUOTA]
 
 type Kind = Metric['kind']
 
@@ -118,11 +118,14 @@ function drops(row: StageCounters): Sample[] {
   return samples
 }
 
+/** Why stages let packets pass; the gates do so when a worker is silent and the attachment fails open. */
+const BYPASSES: Record<string, string> = { classify: 'link-local', decide: 'rule' }
+
 function bypassed({ name, row }: StageCounters): Sample[] {
   const down = row[COLUMN.PASSED_DOWN]
   const other = row[COLUMN.PASSED] - down
   const samples: Sample[] = []
-  if (other > 0) samples.push([{ reason: name === 'classify' ? 'link-local' : 'rule' }, other])
+  if (other > 0) samples.push([{ reason: BYPASSES[name] ?? 'no-worker' }, other])
   if (down > 0) samples.push([{ reason: 'endpoint-down' }, down])
   return samples
 }
@@ -151,7 +154,7 @@ export const METRICS: Metric[] = [
   ),
   stage(
     'detour_bypassed_packets_total',
-    'Packets that went on past the endpoint: link-local, by a bypass rule, or because it is down and they may (fail-open).',
+    'Packets that went on past the endpoint: link-local, by a bypass rule, or because it is down or no worker was there and they may (fail-open).',
     ['reason'],
     bypassed,
   ),
@@ -168,7 +171,10 @@ export const METRICS: Metric[] = [
     name: 'detour_flows_refused_total',
     help: 'Packets whose flow found no room.',
     labels: ['worker'],
-    samples: ({ counters }) => counters.map(row => [{ worker: row.worker }, refused(row)]),
+    samples: ({ counters, workers }) =>
+      counters
+        .filter(row => workers.some(({ worker }) => worker === row.worker))
+        .map(row => [{ worker: row.worker }, refused(row)]),
   },
   worker('gauge', 'detour_worker_heartbeat_age_seconds', 'Since a worker was last heard of.', row => row.ageMs / 1000),
   node(

@@ -11,6 +11,7 @@ import type { Alarm } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
 import type { EndpointPool } from './endpoints.ts'
 import type { Forwarders } from './forwarders.ts'
+import { gateCounters } from './gates.ts'
 import type { Pods } from './pods.ts'
 import type { Upkeep } from './upkeep.ts'
 
@@ -37,7 +38,7 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
   }
   return {
     info: () => ({ face: 'node', profile }),
-    counters: () => forwarders.counters(),
+    counters: () => [...forwarders.counters(), gateCounters(pods.attachments)],
     flows: query => selectFlows(flows(), query, capacity),
     attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, config)),
     underlay: () => [

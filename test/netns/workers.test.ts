@@ -105,11 +105,14 @@ async function start(kind: 'vxlan' | 'geneve', more: object, options: Partial<No
 
 /** A stage of every worker, as last published. */
 const stages = (name: string) =>
-  (node as RunningNode).source.counters().map(({ worker, stages }) => {
-    const found = stages.find(stage => stage.name === name)
-    if (found === undefined) throw new Error(`${worker} has no stage ${name}`)
-    return found
-  })
+  (node as RunningNode).source
+    .counters()
+    .filter(({ worker }) => worker !== 'kernel')
+    .map(({ worker, stages }) => {
+      const found = stages.find(stage => stage.name === name)
+      if (found === undefined) throw new Error(`${worker} has no stage ${name}`)
+      return found
+    })
 const dropped = (name: string, reason?: number) => stages(name).reduce((sum, stage) => sum + stage.drops(reason), 0)
 /** Packets that came to one worker and belonged to another. */
 const handedOver = () =>
