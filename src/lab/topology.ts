@@ -246,13 +246,14 @@ export function attachmentId(run: string, role: Role): string {
 function pinsOf(run: string): string[] {
   const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
   const pods = [attachmentId(run, 'client'), attachmentId(run, 'server')]
-  return names.filter(
-    name => pods.includes(name) || (name.startsWith('underlay') && /_(up|gw)-([a-z0-9]+)_/.exec(name)?.[2] === run),
-  )
+  return names.filter(name => pods.includes(name) || (isPlace(name) && /_(up|gw)-([a-z0-9]+)_/.exec(name)?.[2] === run))
 }
 
+/** Pins of an underlay or a node, which have their interface's name. */
+const isPlace = (name: string) => name.startsWith('underlay') || name.startsWith('node_')
+
 function pinnedAt(run: string, name: string): Role {
-  if (name.startsWith('underlay')) return name.includes('_gw-') ? 'gateway' : 'node'
+  if (isPlace(name)) return name.includes('_gw-') ? 'gateway' : 'node'
   return name === attachmentId(run, 'client') ? 'client' : 'server'
 }
 
