@@ -37,7 +37,7 @@ import {
   until,
   url,
 } from './scene.ts'
-import { type Seen, watch } from './watching.ts'
+import { type Seen, watch, watchTunnel } from './watching.ts'
 
 const LIMIT_MS = 120_000
 vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS })
@@ -107,7 +107,10 @@ const runtimes: [string, () => Promise<Runtime> | Runtime][] = [
     () => byCri(scene, containerd, network('ptp', '1.0.0', PORTMAP, entry(scene))),
   ],
   ['ctr run --cni, ptp, 1.0.0', () => byCtr(scene, containerd, network('ptp', '1.0.0', entry(scene)))],
-  ['podman, bridge and portmap, 0.4.0', () => byPodman(podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))],
+  [
+    'podman, bridge and portmap, 0.4.0',
+    () => byPodman(scene, podman, network('bridge', '0.4.0', PORTMAP, entry(scene))),
+  ],
 ]
 
 describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
@@ -124,7 +127,7 @@ describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
   })
 
   it('leads requests through the gateway, with the pod’s own address in the tunnel', async () => {
-    const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
+    const link = await watchTunnel(scene)
     expect(await get(pod, '/allowed')).toMatchObject({ stdout: '/allowed' })
     expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow', destinationPort: PORT })
     const seen = await link.stop()
@@ -144,7 +147,7 @@ describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
 
   it('inspects a container whose first act is to send', async () => {
     const host = await watch(scene, 'node', 'any', POD_SUBNETS)
-    const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
+    const link = await watchTunnel(scene)
     const send = `${datagram(CLOSED_PORT)}; wget -q -O /tmp/page ${url('/at-once')}; sleep 100000`
     const hasty = await runtime.run({ name: 'hasty', command: ['sh', '-c', send] })
     await until('its request arrives', () => served().includes(`${hasty.address} /at-once`))
@@ -188,7 +191,7 @@ describe.skipIf(missing !== '')(title('which pods are inspected'), () => {
       { kubernetesNamespace: 'kube-system', annotations: { 'detour.dev/inspect': 'true' } },
     ],
   ])('a pod %s goes around the gateway', async (_which, wanted) => {
-    const link = await watch(scene, 'gate', 'eth0', 'udp port 6081')
+    const link = await watchTunnel(scene)
     const pod = await runtime.run({ name: 'around', ...wanted })
     expect(await get(pod, '/secret')).toMatchObject({ stdout: '/secret' })
     expect(flowsOf(pod, await link.stop())).toEqual(new Set())
@@ -222,7 +225,7 @@ describe.skipIf(missing !== '')(title('which pods are inspected'), () => {
 describe.skipIf(missing !== '')(title('two runtimes at once'), () => {
   it('all of their pods are inspected, and removed without a trace', async () => {
     const cri = await byCri(scene, containerd, network('bridge', '1.0.0', entry(scene)))
-    const libpod = byPodman(podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))
+    const libpod = byPodman(scene, podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))
     const start = (prefix: string) =>
       [cri, libpod].flatMap((runtime, which) => [0, 1, 2].map(n => runtime.run({ name: `${prefix}-${which}-${n}` })))
     for (const pod of await Promise.all(start('first'))) await pod.remove()

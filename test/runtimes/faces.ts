@@ -8,7 +8,7 @@ import { detour, type Running } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import { ip } from '../../src/os/netns.ts'
 import type { Plugin } from './primaries.ts'
-import { GATEWAY, kill, PORT, type Scene, until } from './scene.ts'
+import { GATEWAY, kill, PORT, type Scene, shortId, until } from './scene.ts'
 
 /** Debian's reference plugins. */
 const REFERENCE_PLUGINS = '/usr/lib/cni'
@@ -42,7 +42,7 @@ export async function startGateway(scene: Scene): Promise<Gateway> {
   const log = scene.file('verdicts.jsonl')
   writeFileSync(policy, POLICY)
   const files = ['--policy', policy, '--log', log, '--control', scene.file('gateway.sock')]
-  const command = detour('gateway', '--listen', GATEWAY, '--interface', 'eth0', '--json', ...files)
+  const command = detour('gateway', '--listen', GATEWAY, '--interface', scene.downlink, '--json', ...files)
   await scene.start('gate', 'gateway', command).line(line => line.includes('"listening"'), START_LIMIT_MS)
   return {
     verdicts(source) {
@@ -149,8 +149,7 @@ export function entry(scene: Scene, more: object = {}): Plugin {
 
 /** What the daemon keeps of attachments: pins and state files that carry a container's id. */
 export function tracesOf(scene: Scene, containerId: string): string[] {
-  const short = containerId.slice(0, 12)
   const folders = [PIN_DIRECTORY, scene.file('detour')].filter(existsSync)
   const names = folders.flatMap(folder => readdirSync(folder, { recursive: true, encoding: 'utf8' }))
-  return names.filter(name => name.includes(short))
+  return names.filter(name => name.includes(shortId(containerId)))
 }

@@ -54,6 +54,7 @@ export async function byCri(scene: Scene, { cri, confDir }: Containerd, network:
         linux: { cgroupParent: scene.cgroup },
       }
       const id = await cri.runPod(config)
+      scene.containers.push(id)
       const container = await cri.createContainer(id, config, 'main', IMAGE, command)
       await cri.startContainer(container)
       const remove = async () => {
@@ -72,6 +73,7 @@ export async function byCtr(scene: Scene, { ctr, socket, image }: Containerd, ne
   return {
     network,
     async run({ name, command = IDLE }) {
+      scene.containers.push(`default-${name}`)
       const options = ['--rm', '--cni', '--snapshotter', 'native', '--cgroup', `${scene.cgroup}/${name}`]
       const running = scene.startRuntime('ctr run', ['ctr', '-a', socket, 'run', ...options, IMAGE, name, ...command])
       let execs = 0
@@ -100,13 +102,14 @@ export async function byCtr(scene: Scene, { ctr, socket, image }: Containerd, ne
 }
 
 /** Pods by podman, with a root file system of their own and no image. */
-export function byPodman({ confDir, podman, run }: Podman, network: Network): Runtime {
+export function byPodman(scene: Scene, { confDir, podman, run }: Podman, network: Network): Runtime {
   writeConflist(join(confDir, `${network.name}.conflist`), network)
   return {
     network,
     async run({ name, command = IDLE, hostPort }) {
       const ports = hostPort === undefined ? [] : ['-p', `${hostPort}:8080`]
       const id = await run(network.name, ['--name', name, ...ports], ...command)
+      scene.containers.push(id)
       const exec = (...args: string[]) => output(podman('exec', id, ...args))
       const inspect = (what: string) => podman('inspect', '--format', `{{${what}}}`, id)
       return {

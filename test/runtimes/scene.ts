@@ -1,8 +1,8 @@
 // The machine that these tests make for themselves: a node, an inspection endpoint and a server outside, each in a network
 // namespace of its own, and folders that stand where a runtime expects the machine's.
 //
-//   pods ── node ──┬─ uplink ══ eth0  gate   (10.99.0.0/24, the tunnel)
-//                  └─ wan    ── eth0  out    (10.77.0.0/24, the server, which knows the pods' networks by the node)
+//   pods ── node ──┬─ uplink ══ downlink  gate   (10.99.0.0/24, the tunnel)
+//                  └─ wan    ── eth0      out    (10.77.0.0/24, the server, which knows the pods' networks by the node)
 
 import {
   existsSync,
@@ -17,6 +17,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type Running, run, start } from '../../src/lab/process.ts'
+import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import {
   createNamespace,
   deleteNamespace,
@@ -74,10 +75,13 @@ export interface Scene {
   readonly node: string
   readonly gate: string
   readonly out: string
-  /** The node's end of the tunnel's link; the scene's name stands in it, since pins are named after it. */
+  /** The ends of the tunnel's link; the scene's name stands in them, since pins are named after them. */
   readonly uplink: string
+  readonly downlink: string
   /** Where the runtimes put their containers' control groups. */
   readonly cgroup: string
+  /** The containers that runtimes were asked for; pins are named after them too. */
+  readonly containers: string[]
   /** A path in the folder. */
   file(name: string): string
   /** Starts a program in a namespace; it is ended with the scene, if it has not ended by then. */
@@ -99,6 +103,8 @@ const INSTEAD = {
 
 const CGROUPS = '/sys/fs/cgroup'
 const LIMIT_MS = 60_000
+/** How long a process may take to end when it is asked to. */
+const PATIENCE_MS = 10_000
 
 /** Builds the scene; `name` is up to six lower-case letters, and no two scenes of a name may live at a time. */
 export function buildScene(name: string): Scene {
@@ -115,8 +121,9 @@ export function buildScene(name: string): Scene {
   mkdirSync(file('opt-cni/bin'))
   mkdirSync(file('etc-cni/net.d'))
   const uplink = `up-dtr-${name}`
+  const downlink = `gw-dtr-${name}`
   const cgroup = `/dtr-${name}`
-  makeNamespaces(names, uplink)
+  makeNamespaces(names, uplink, downlink)
   writeFileSync(file('inside.sh'), inside(file))
   const wrapped = (command: string[]) => [
     'unshare',
@@ -129,7 +136,8 @@ export function buildScene(name: string): Scene {
   ]
 
   const scene: Scene = {
-    ...{ name, folder, node, gate, out, uplink, cgroup, file },
+    ...{ name, folder, node, gate, out, uplink, downlink, cgroup, file },
+    containers: [],
     start(role, title, command) {
       const child = start({ path: namespacePath(names[role]) }, title, command)
       running.push(child)
@@ -141,8 +149,13 @@ export function buildScene(name: string): Scene {
       return run({ path: namespacePath(node) }, title, ['env', ...settings, ...wrapped(command)], LIMIT_MS)
     },
     async close() {
-      for (const child of running.reverse()) await child.stop('SIGKILL')
+      for (const child of running.reverse()) {
+        const timer = setTimeout(() => void child.stop('SIGKILL'), PATIENCE_MS)
+        await child.stop('SIGTERM')
+        clearTimeout(timer)
+      }
       removeNamespaces(names)
+      removePins([`-dtr-${name}_`, ...scene.containers.map(shortId)])
       await removeCgroups(cgroup)
       rmSync(folder, { recursive: true, force: true })
     },
@@ -156,7 +169,7 @@ function inside(file: (name: string) => string): string {
   return ['set -e', 'mount --make-private /', ...binds, 'exec "$@"', ''].join('\n')
 }
 
-function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: string): void {
+function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: string, downlink: string): void {
   for (const name of [node, gate, out]) {
     createNamespace(name)
     // NB: a new namespace inherits some of the machine's settings, so each is set here.
@@ -171,7 +184,7 @@ function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: strin
   }
   ipBatch(
     [
-      `link add ${uplink} mtu 1600 type veth peer name eth0 mtu 1600 netns ${gate}`,
+      `link add ${uplink} mtu 1600 type veth peer name ${downlink} mtu 1600 netns ${gate}`,
       `link add wan type veth peer name eth0 netns ${out}`,
       `addr add 10.99.0.1/24 dev ${uplink}`,
       'addr add 10.77.0.1/24 dev wan',
@@ -180,7 +193,7 @@ function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: strin
     ],
     node,
   )
-  ipBatch([`addr add ${GATEWAY}/24 dev eth0`, 'link set eth0 up'], gate)
+  ipBatch([`addr add ${GATEWAY}/24 dev ${downlink}`, `link set ${downlink} up`], gate)
   ipBatch([`addr add ${SERVER}/24 dev eth0`, 'link set eth0 up', `route add ${PODS} via 10.77.0.1`], out)
 }
 
@@ -196,6 +209,13 @@ function removeNamespaces(names: Record<Role, string>): void {
     for (const pid of ip(['netns', 'pids', name]).split('\n').filter(Boolean)) kill(Number(pid))
     deleteNamespace(name)
   }
+}
+
+// What a daemon or a gateway that was killed has pinned: programs on a link that is gone.
+function removePins(parts: string[]): void {
+  const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
+  const own = names.filter(name => parts.some(part => name.includes(part)))
+  for (const name of own) rmSync(join(PIN_DIRECTORY, name), { recursive: true, force: true })
 }
 
 // What is in a control group was started by a runtime of this scene; with version 1 the group stands below each controller.
@@ -219,6 +239,9 @@ function isRemoved(root: string): boolean {
     return false
   }
 }
+
+/** What names of pins and state files show of a container's id. */
+export const shortId = (containerId: string) => containerId.slice(0, 12)
 
 export function kill(pid: number): void {
   try {

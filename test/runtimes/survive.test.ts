@@ -17,6 +17,7 @@ import {
 import { byCri, type Pod, type Runtime } from './pods.ts'
 import {
   buildScene,
+  datagram,
   get,
   kill,
   machineForwards,

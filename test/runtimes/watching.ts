@@ -29,6 +29,9 @@ const LIMIT_MS = 30_000
 
 let captures = 0
 
+/** Captures what is in the tunnel. */
+export const watchTunnel = (scene: Scene) => watch(scene, 'gate', scene.downlink, 'udp port 6081')
+
 /** Captures what passes an interface (`any`: all, also those to come) of the node or the gateway. */
 export async function watch(scene: Scene, role: 'node' | 'gate', name: string, filter: string): Promise<Watch> {
   const file = scene.file(`capture-${++captures}.pcap`)
