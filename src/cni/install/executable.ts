@@ -1,7 +1,7 @@
 // The plugin's executable in the directory where runtimes look for plugins, and beside it the checksum by which it is known again.
 
 import { createHash } from 'node:crypto'
-import { closeSync, existsSync, openSync, readFileSync, readSync, rmSync, statSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, readSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { DetourError } from '../../errors.ts'
 import { PLUGIN } from './entry.ts'
@@ -10,23 +10,21 @@ import { flush, replaceFile } from './replace.ts'
 /** What an installation or removal of the executable came to. */
 export type Outcome = 'placed' | 'unchanged' | 'removed' | 'absent' | 'foreign'
 
-/** What is installed by default, relative to the package's `dist`: the executable that needs no Node.js, else the bundle. */
-const CANDIDATES = ['detour-cni', 'detour-cni.cjs']
+/** What `npm run build:cni` makes in `dist`: the executable that needs no Node.js, and the bundle. */
+const BUILT = ['detour-cni', 'detour-cni.cjs']
 const MODE = 0o755
 const CHUNK = 1 << 20
 
-/** The executable that is installed when none is named: this one, or what `npm run build:cni` made. Throws DetourError. */
-export function defaultSource(): string {
-  if (basename(process.execPath).startsWith('detour')) return process.execPath
-  const script = process.argv[1]
-  if (basename(script).startsWith(PLUGIN)) return script
-  const dist = join(dirname(script), '..', '..')
-  const found = CANDIDATES.map(name => join(dist, name)).find(path => existsSync(path))
+/** The executable that is installed when none is named: the one that runs, else what is built beside `detour`. Throws DetourError. */
+export function defaultSource(execPath = process.execPath, script = process.argv[1]): string {
+  if (BUILT.includes(basename(execPath))) return execPath
+  const running = realpathSync(script)
+  if (BUILT.includes(basename(running))) return running
+  const dist = join(dirname(running), '..', '..')
+  const found = BUILT.map(name => join(dist, name)).find(path => existsSync(path))
   if (found !== undefined) return found
-  throw new DetourError(
-    'not-found',
-    `no executable to install in ${dist}: run "npm run build:cni", or name one with --source`,
-  )
+  const advice = 'run "npm run build:cni", or name one with --source'
+  throw new DetourError('not-found', `no executable to install in ${dist}: ${advice}`)
 }
 
 /** Puts the executable in place, unless that is what is there. It may be running: its file is replaced, not written to. */

@@ -21,6 +21,7 @@ import {
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
+import { defaultSource } from '../../../src/cni/install/executable.ts'
 import { installer, libcni, type Node, node, noLibcni, start } from './support.ts'
 
 const root = process.getuid!() === 0
@@ -165,8 +166,8 @@ describe('the executable', () => {
     running.stdin.write('one')
     expect(String((await once(running.stdout, 'data'))[0])).toBe('one')
     expect(spawnSync('sh', ['-c', 'cat /bin/true > "$0"', path], { encoding: 'utf8' }).stderr).toMatch(/busy/i)
-    expect(await install(on)).toMatchObject({ status: 0 })
-    expect(execFileSync(path, { input: 'x' })).toHaveLength(0)
+    expect(await installer(['install', ...flags(on), '--source', '/bin/echo'])).toMatchObject({ status: 0 })
+    expect(execFileSync(path, ['new'], { encoding: 'utf8' })).toBe('new\n')
     running.stdin.end('two')
     expect(String((await once(running.stdout, 'data'))[0])).toBe('two')
     expect((await once(running, 'close'))[0]).toBe(0)
@@ -195,6 +196,22 @@ describe('the executable', () => {
     await install(on)
     await uninstall(on, '--keep-executable')
     expect(existsSync(join(on.binDir, 'detour-cni'))).toBe(true)
+  })
+
+  it('is by default the one that runs, else what is built beside detour, the one without Node.js first', () => {
+    const { binDir: dist } = node()
+    mkdirSync(join(dist, 'src/cli'), { recursive: true })
+    const main = join(dist, 'src/cli/main.js')
+    const link = join(dist, 'detour')
+    writeFileSync(main, '')
+    symlinkSync('src/cli/main.js', link)
+    expect(() => defaultSource('/usr/bin/node', link)).toThrow(/npm run build:cni/)
+    writeFileSync(join(dist, 'detour-cni.cjs'), '')
+    expect(defaultSource('/usr/bin/node', link)).toBe(join(dist, 'detour-cni.cjs'))
+    writeFileSync(join(dist, 'detour-cni'), '')
+    expect(defaultSource('/usr/bin/node', link)).toBe(join(dist, 'detour-cni'))
+    expect(defaultSource('/usr/bin/node', join(dist, 'detour-cni.cjs'))).toBe(join(dist, 'detour-cni.cjs'))
+    expect(defaultSource('/opt/cni/bin/detour-cni', 'install')).toBe('/opt/cni/bin/detour-cni')
   })
 
   it('that is not there is an error that says what to do', async () => {
