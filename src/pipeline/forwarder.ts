@@ -3,6 +3,7 @@
 import type { Device } from '../device/device.ts'
 import { FragmentTable } from '../flow/fragments.ts'
 import type { Seed } from '../flow/hash.ts'
+import { keepJournal } from '../flow/journal.ts'
 import type { FlowTableHandle } from '../flow/layout.ts'
 import { Policy, type PolicyHandle } from '../flow/policy.ts'
 import { FlowTable } from '../flow/table.ts'
@@ -11,6 +12,7 @@ import type { Counters } from '../memory/counters.ts'
 import { ENDPOINT, ENDPOINT_NUMBERS, ENDPOINT_STATE, oneEndpoint } from '../memory/endpoints.ts'
 import { createHealth } from '../memory/health.ts'
 import type { Pool } from '../memory/pool.ts'
+import type { RecordsHandle } from '../memory/records.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { DESTINATION, SOURCE } from '../wire/ethernet.ts'
 import { ARRIVING, AttachmentIndex, LEAVING, MAX_ATTACHMENTS, PROBE_ATTACHMENT } from './attachments.ts'
@@ -27,6 +29,7 @@ import { Outlet } from './outlet.ts'
 import { PROBE_MAC, Probe, type ProbeOptions } from './probe.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
+import { STEP, type TracedStage, type TraceInput, Tracer } from './trace.ts'
 import { innerMtu, outerBytes, type TunnelConfig } from './tunnel.ts'
 
 export interface ForwarderOptions {
@@ -41,11 +44,13 @@ export interface ForwarderOptions {
   probe: ProbeOptions
   /** False where another worker sends the probes; true when not given. */
   sendsProbes?: boolean
+  /** Takes a record of each flow that begins or ends. */
+  journal?: RecordsHandle
 }
 
-/** A pod's device and what came back for it in this breath. */
+/** A pod's device, its leg toward the endpoint, and what came back for it in this breath. */
 interface Pod {
-  device: Device
+  leg: Leg
   out: Complete
   returned: Batch
 }
@@ -55,6 +60,7 @@ export class Forwarder {
   readonly table: FlowTable
   readonly underlayLeg: Leg
   private readonly pool: Pool
+  private readonly counters: Counters
   private readonly tunnel: TunnelConfig
   private readonly fragments = new FragmentTable()
   private readonly index: AttachmentIndex
@@ -74,6 +80,9 @@ export class Forwarder {
   private readonly back = new Batch()
   private readonly pods: (Pod | undefined)[] = []
   private readonly touched = new Batch(MAX_ATTACHMENTS)
+  private readonly split: Split
+  private readonly tracedSplit: Split
+  private tracer: Tracer | undefined
 
   /**
    * `handover` where there are other workers, `express` where small packets leave by a device of their own, `direct` where the
@@ -87,6 +96,7 @@ export class Forwarder {
     { handover, express, direct = false }: { handover?: Handover; express?: Device; direct?: boolean } = {},
   ) {
     this.pool = pool
+    this.counters = counters
     this.tunnel = options.tunnel
     this.direct = direct
     this.table = new FlowTable(options.flows)
@@ -122,18 +132,23 @@ export class Forwarder {
     this.restore = new Restore(pool, counters.stage('restore'), restoreOptions)
     this.handover = handover
     this.podCounters = counters.stage('complete pod')
-    const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
-    this.underlayLeg = { device: underlay, run: batch => split.run(batch) }
+    const splitCounters = counters.stage('split')
+    this.split = new Split(pool, splitCounters, batch => this.comeBack(batch))
+    this.tracedSplit = new Split(pool, splitCounters, batch => this.comeBackTraced(batch))
+    this.underlayLeg = { device: underlay, run: this.underlayRun() }
+    if (options.journal !== undefined) keepJournal(table, options.journal)
     this.follow()
   }
 
   /** Serves a pod's device; returns the leg for the loop. Attachment numbers are below MAX_ATTACHMENTS. */
   attach(attachment: number, device: Device, mac: Uint8Array, failClosed: boolean): Leg {
     const out = new Complete(this.pool, this.podCounters, device)
-    this.pods[attachment] = { device, out, returned: new Batch() }
+    const leg = { device, run: this.podRun(attachment, out) }
+    this.pods[attachment] = { leg, out, returned: new Batch() }
     this.index.set(attachment, mac)
+    this.table.setGone(attachment, false)
     this.useFailMode(attachment, failClosed)
-    return { device, run: batch => this.goOut(batch, attachment, out) }
+    return leg
   }
 
   /** Serves it no more, and returns its device. */
@@ -141,7 +156,40 @@ export class Forwarder {
     const pod = this.pods[attachment]
     this.pods[attachment] = undefined
     this.index.delete(attachment)
-    return pod?.device
+    this.table.setGone(attachment, true)
+    return pod?.leg.device
+  }
+
+  /** Has packets told of from now on, until all that were asked for are, or no more. */
+  trace(input: TraceInput | undefined): void {
+    const { pool, counters, table, back } = this
+    this.tracer = input && new Tracer({ pool, counters, table, aside: back }, input)
+    for (const [attachment, pod] of this.pods.entries()) {
+      if (pod !== undefined) pod.leg.run = this.podRun(attachment, pod.out)
+    }
+    this.underlayLeg.run = this.underlayRun()
+  }
+
+  // NB: a leg is another function while it is traced, so that those that are not do not even ask.
+  private podRun(attachment: number, out: Complete): Leg['run'] {
+    const { tracer, back } = this
+    if (tracer?.wants(attachment) !== true) return batch => this.goOut(batch, attachment, out)
+    const stages: TracedStage[] = [
+      { step: STEP.RECEIVE, run: batch => this.admit(batch, attachment) },
+      { step: STEP.CLASSIFY, run: this.classify.run },
+      { step: STEP.DECIDE, run: this.decide.run },
+      { step: STEP.FIT, run: this.fit.run },
+      { step: STEP.ENCAP, run: this.encap.run },
+    ]
+    return batch => {
+      tracer.run(0, batch, stages, this.sendOut)
+      if (back.length > 0) out.run(back)
+    }
+  }
+
+  private underlayRun(): Leg['run'] {
+    const split = this.tracer === undefined ? this.split : this.tracedSplit
+    return batch => split.run(batch)
   }
 
   /** Has new flows decided by this policy. */
@@ -188,9 +236,25 @@ export class Forwarder {
     this.probe.tick(now)
     if (this.endpoints.refresh()) this.follow()
     this.underlayOut.tick()
+    if (this.tracer?.ended === true) this.trace(undefined)
   }
 
   private readonly goOut = (batch: Batch, attachment: number, out: Complete): void => {
+    const { back } = this
+    this.admit(batch, attachment)
+    this.classify.run(batch)
+    this.decide.run(batch)
+    this.fit.run(batch)
+    this.encap.run(batch)
+    this.sendOut(batch)
+    if (back.length > 0) out.run(back)
+  }
+
+  private readonly sendOut = (batch: Batch): void => {
+    if (batch.length > 0) this.underlayOut.run(batch)
+  }
+
+  private readonly admit = (batch: Batch, attachment: number): void => {
     const { pool, index, back } = this
     const { frames, length } = batch
     let kept = 0
@@ -209,25 +273,36 @@ export class Forwarder {
       frames[kept++] = frame
     }
     batch.length = kept
-    this.classify.run(batch)
-    this.decide.run(batch)
-    this.fit.run(batch)
-    this.encap.run(batch)
-    if (batch.length > 0) this.underlayOut.run(batch)
-    if (back.length > 0) out.run(back)
   }
 
   private readonly comeBack = (batch: Batch): void => {
     this.decap.run(batch)
     this.restore.run(batch)
+    this.handOut(batch)
+  }
+
+  private comeBackTraced(batch: Batch): void {
+    const stages = [
+      { step: STEP.DECAP, run: this.decap.run },
+      { step: STEP.RESTORE, run: this.restore.run },
+    ]
+    this.tracer?.run(1, batch, stages, this.handOut)
+  }
+
+  private readonly handOut = (batch: Batch): void => {
     this.handover?.flush()
     this.deliver(batch)
   }
 
   /** Legs for what other workers hand over. */
   get strayLegs(): Leg[] {
+    const restore = (batch: Batch) => this.restore.runStrays(batch)
     const run = (batch: Batch) => {
-      this.restore.runStrays(batch)
+      if (this.tracer !== undefined) {
+        this.tracer.run(1, batch, [{ step: STEP.RESTORE, run: restore }], this.deliver)
+        return
+      }
+      restore(batch)
       this.deliver(batch)
     }
     return this.handover?.legs(run) ?? []

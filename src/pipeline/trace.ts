@@ -6,7 +6,7 @@
 import type { DropReason } from '../drop.ts'
 import type { FlowTable } from '../flow/table.ts'
 import { BATCH, Batch } from '../memory/batch.ts'
-import type { Counters, StageCounters } from '../memory/counters.ts'
+import type { Counters } from '../memory/counters.ts'
 import { KEY_WORDS, type Pool } from '../memory/pool.ts'
 import { type RecordsHandle, RecordWriter } from '../memory/records.ts'
 
@@ -86,11 +86,9 @@ export interface TraceInput {
   limitMs: number
 }
 
-/** One stage, as a tracer runs it. */
+/** One stage, as a tracer runs it; it counts drops under the step's name, or has none. */
 export interface TracedStage {
   step: number
-  /** Where it counts drops; undefined where it drops nothing. */
-  counters: StageCounters | undefined
   run(batch: Batch): void
 }
 
@@ -105,7 +103,7 @@ export interface TracedParts {
 
 /** Runs the stages of traced legs and tells of what they do; that thread only. */
 export class Tracer {
-  readonly filter: TraceFilter
+  private readonly filter: TraceFilter
   private readonly parts: TracedParts
   private readonly writer: RecordWriter
   private readonly until: number
@@ -126,6 +124,11 @@ export class Tracer {
     this.until = performance.now() + limitMs
     this.left = count
     this.place = new Int32Array(parts.pool.frames)
+  }
+
+  /** Whether packets of an attachment may match. */
+  wants(attachment: number): boolean {
+    return this.filter.attachment === undefined || this.filter.attachment === attachment
   }
 
   /** Whether all that was asked for has been told, or the time is up. */
@@ -169,10 +172,10 @@ export class Tracer {
     bytes.set(pool.bytes.subarray(start, start + captured), (at + TRACE.BYTES) * 4)
   }
 
-  private stage(stage: TracedStage, batch: Batch): void {
+  private stage({ step, run }: TracedStage, batch: Batch): void {
     const { one, place, parts } = this
-    const { counters, step } = stage
     const { aside, table } = parts
+    const counters = parts.counters.stages.find(({ name }) => name === STEP_NAMES[step])
     const { frames, length } = batch
     let kept = 0
     for (let i = 0; i < length; i++) {
@@ -185,7 +188,7 @@ export class Tracer {
       }
       one.frames[0] = frame
       one.length = 1
-      stage.run(one)
+      run(one)
       if (one.length === 1) frames[kept++] = frame
       const reason = one.length === 1 ? 0 : (counters?.droppedSince(this.before) ?? 0)
       const outcome = one.length === 1 ? OUTCOME.ON : reason !== 0 ? OUTCOME.DROPPED : OUTCOME.PASSED
