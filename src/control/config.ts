@@ -105,15 +105,25 @@ const flows = section({
   otherTimeoutSeconds: integer(1, 86_400, 'seconds').default(120).describe('Idle time after which other flows end.'),
 })
 
+const prefix = () => text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix)
+
+const prefixes = () =>
+  such<string | string[]>('a prefix like 10.0.0.0/8 or fd00::/8, or a list of them', value =>
+    Array.isArray(value) ? value.length > 0 && value.every(isPrefix) : typeof value === 'string' && isPrefix(value),
+  )
+
 const bypassRule = section({
-  cidr: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional().describe('The far side.'),
-  from: text('a prefix like 10.0.0.0/8 or fd00::/8', isPrefix).optional().describe('The side that opens the flow.'),
+  name: text('a name of 1 to 63 letters, digits, ".", "_" or "-"', isName)
+    .optional()
+    .describe('By which flows tell of it; what it says when not given.'),
+  cidr: prefixes().optional().describe('Where the flow goes: the side that did not open it.'),
+  from: prefixes().optional().describe('The side that opens the flow.'),
   protocol: oneOf(['tcp', 'udp', 'icmp']).optional(),
   port: such<number | string>('a port from 0 to 65535, or a range like 8000-8100', isPorts)
     .optional()
     .describe("The destination's."),
 })
-  .refine(rule => Object.values(rule).some(value => value !== undefined), {
+  .refine(({ name, ...rule }) => Object.values(rule).some(value => value !== undefined), {
     error: 'allowed: a rule with at least one of cidr, from, protocol, port',
   })
   .refine(rule => rule.port === undefined || rule.protocol === 'tcp' || rule.protocol === 'udp', {
@@ -178,10 +188,20 @@ const pods = section({
     .default(true)
     .describe("What the node itself opens toward its pods is not steered: kubelet's probes."),
   antiSpoofing: yesNo().default(true).describe('A pod may send from its own MAC and IP addresses only.'),
+  protectedCidrs: z
+    .array(prefix(), { error: 'allowed: a list of prefixes' })
+    .max(4096, { error: 'allowed: at most 4096 prefixes' })
+    .default([])
+    .describe(
+      'Pods of other nodes that are inspected there when they send: what arrives from these is not inspected again.',
+    ),
   flows: integer(1, 1_048_576)
     .default(131_072)
     .describe("Of one attachment at each worker; a pod's further flows are refused and counted."),
 })
+
+/** Of RFC 1918, 6598, 3927 (a node's own DNS cache) and 4193. */
+const PRIVATE = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', '100.64.0.0/10', '169.254.0.0/16', 'fc00::/7']
 
 /** The whole configuration; every key has a default, except the addresses. */
 export const configSchema = section({
@@ -211,8 +231,14 @@ export const configSchema = section({
   flows: flows.prefault({}).describe('The flow tables.'),
   bypass: z
     .array(bypassRule, { error: 'allowed: a list of rules' })
-    .default([{ cidr: '169.254.169.254/32' }, { protocol: 'udp', port: 53 }, { protocol: 'tcp', port: 53 }])
-    .describe("Packets that match any of these are never steered: the cloud's metadata service and DNS by default."),
+    .default([
+      { name: 'metadata', cidr: ['169.254.169.254/32', 'fd00:ec2::254/128'] },
+      { name: 'dns', cidr: PRIVATE, protocol: 'udp', port: 53 },
+      { name: 'dns', cidr: PRIVATE, protocol: 'tcp', port: 53 },
+    ])
+    .describe(
+      "Packets of flows that match any of these are never steered: by default the cloud's metadata service, and DNS servers with private addresses, as a cluster's have.",
+    ),
   mssClamp: such<'auto' | 'none' | number>(
     'auto, none, or an integer from 536 to 65495 (bytes)',
     value => value === 'auto' || value === 'none' || (isWithin(value, 65495) && +value! >= 536),

@@ -13,6 +13,8 @@
 export interface FlowTableOptions {
   /** The most flows at a time, up to 2^20. */
   capacity: number
+  /** The most flows of one attachment; as many as there is room for unless told otherwise. */
+  quota?: number
   /** How long a TCP flow may be idle; 350 s unless told otherwise. */
   tcpIdleMs?: number
   /** How long any other flow may be idle; 120 s unless told otherwise. */
@@ -80,10 +82,10 @@ export function createFlowTable(options: FlowTableOptions): FlowTableHandle {
 
 /** The options with what was not given. Throws RangeError when the capacity makes no sense. */
 export function completed(options: FlowTableOptions): Required<FlowTableOptions> {
-  const { capacity, tcpIdleMs = 350_000, idleMs = 120_000, lingerMs = 10_000 } = options
+  const { capacity, quota = capacity, tcpIdleMs = 350_000, idleMs = 120_000, lingerMs = 10_000 } = options
   if (!(Number.isInteger(capacity) && capacity > 0 && capacity <= 2 ** 20))
     throw new RangeError(`a flow table for ${capacity} flows: 1 to ${2 ** 20}`)
-  return { capacity, tcpIdleMs, idleMs, lingerMs }
+  return { capacity, quota, tcpIdleMs, idleMs, lingerMs }
 }
 
 /** Bytes of a table's memory. */

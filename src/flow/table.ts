@@ -39,6 +39,11 @@ const SPREAD = 0x9e3779b1
 // 4096 flows: what is on its way to the endpoint and back.
 const RECENT_SHIFT = 20
 
+/** What `insert` returns instead of a row. */
+export const REFUSED = { FULL: -1, QUOTA: -2 } as const
+// NB: as above.
+const { FULL, QUOTA } = REFUSED
+
 /** The writer's table. A row is a number, good from insert until its flow ends. */
 export class FlowTable {
   /** Called for each flow that ends, while its row can still be read; may neither insert nor remove. */
@@ -49,6 +54,7 @@ export class FlowTable {
   warmth = 0
 
   private readonly capacity: number
+  private readonly quota: number
   private readonly tcpIdleMs: number
   private readonly idleMs: number
   private readonly lingerMs: number
@@ -57,6 +63,8 @@ export class FlowTable {
   private readonly created: Float64Array
   /** By attachment number: 1 where it is gone, so that its flows end. */
   private readonly gone = new Uint8Array(0x10000)
+  /** By attachment number: how many flows it has. */
+  private readonly owned = new Int32Array(0x10000)
   private readonly index: Int32Array
   private readonly mask: number
   private readonly shift: number
@@ -73,6 +81,7 @@ export class FlowTable {
     const { memory, capacity } = handle
     const { index, slots, hot, cold, words } = layoutOf(handle)
     this.capacity = capacity
+    this.quota = handle.quota
     this.tcpIdleMs = handle.tcpIdleMs
     this.idleMs = handle.idleMs
     this.lingerMs = handle.lingerMs
@@ -87,6 +96,8 @@ export class FlowTable {
     this.cold = new Int32Array(memory, cold, words)
     this.coldDoubles = new Float64Array(memory, cold, words / 2)
     this.free = this.header[HEADER.FREE]
+    for (let row = this.header[HEADER.USED]; row > 0; row--)
+      if (this.hot[row << ROW] !== 0) this.owned[this.hot[row << ROW] & 0xffff]++
   }
 
   /** The clock, in ms of any epoch: set once a breath or once a packet, so that no call carries a double. */
@@ -196,11 +207,13 @@ export class FlowTable {
 
   /**
    * Adds the flow of a key that `find` did not find, first seen from end B if `reversed`. Its verdict and words are 0,
-   * no packet is counted yet. Returns its row, or -1 when the table is full of flows that are not idle.
+   * no packet is counted yet. Returns its row, or one of REFUSED: the table is full of flows that are not idle, or the attachment has
+   * as many as one may have.
    */
   readonly insert = (keys: Int32Array, at: number, hash: number, reversed: number): number => {
-    const { index, hot, doubles, cold, coldDoubles, header, mask } = this
-    if (this.free === 0 && header[HEADER.USED] === this.capacity && this.expire(FULL_BUDGET) === 0) return -1
+    const { index, hot, doubles, cold, coldDoubles, header, mask, owned } = this
+    if (this.free === 0 && header[HEADER.USED] === this.capacity && this.expire(FULL_BUDGET) === 0) return FULL
+    if (owned[keys[at] & 0xffff] >= this.quota) return QUOTA
     let row = this.free
     if (row !== 0) this.free = cold[(row << ROW) + COLD.LINK]
     else row = ++header[HEADER.USED]
@@ -226,6 +239,7 @@ export class FlowTable {
     index[slot] = (hash << TAG) | row
     header[HEADER.COUNT]++
     header[HEADER.FLOWS_TO]++
+    owned[keys[at] & 0xffff]++
     this.created[0]++
     return row
   }
@@ -273,6 +287,7 @@ export class FlowTable {
     this.unlink(row)
     const own = row << ROW
     Atomics.add(cold, own + COLD.SEQUENCE, 1)
+    this.owned[hot[own + HOT.KIND] & 0xffff]--
     hot[own + HOT.KIND] = 0
     cold[own + COLD.LINK] = this.free
     Atomics.add(cold, own + COLD.SEQUENCE, 1)

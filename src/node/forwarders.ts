@@ -48,9 +48,14 @@ export interface Forwarding {
 }
 
 /** A flow table for each worker of a node. Throws DetourError. */
-export function createTables({ flows }: Config, workers: number): SharedFlowTable[] {
+export function createTables({ flows, pods }: Config, workers: number): SharedFlowTable[] {
   const { capacity, tcpTimeoutSeconds, otherTimeoutSeconds } = flows
-  const options = { capacity, tcpIdleMs: tcpTimeoutSeconds * 1000, idleMs: otherTimeoutSeconds * 1000 }
+  const options = {
+    capacity,
+    quota: pods.flows,
+    tcpIdleMs: tcpTimeoutSeconds * 1000,
+    idleMs: otherTimeoutSeconds * 1000,
+  }
   return Array.from({ length: workers }, () => createSharedFlowTable(options))
 }
 
@@ -177,13 +182,13 @@ function close(all: readonly Pick<Forwarding, 'bell' | 'table'>[], peers: { clos
   peers.close()
 }
 
-/** A bypass rule passes what goes to the far side it names, whichever side opened the flow. */
+/** A bypass rule passes both directions of the flows that it describes by their first packet. */
 function bypassRule(rule: Config['bypass'][number]): PolicyRule {
-  const { cidr, from, protocol, port } = rule
+  const { name, cidr, from, protocol, port } = rule
   return {
-    name: [protocol, cidr, port, from && `from ${from}`].filter(part => part !== undefined).join(' '),
-    ...(cidr === undefined ? {} : { to: [cidr] }),
-    ...(from === undefined ? {} : { from: [from] }),
+    name: name ?? [protocol, cidr, port, from && `from ${from}`].filter(part => part !== undefined).join(' '),
+    ...(cidr === undefined ? {} : { to: [cidr].flat() }),
+    ...(from === undefined ? {} : { from: [from].flat() }),
     ...(protocol === undefined ? {} : { protocol }),
     ...(port === undefined ? {} : { ports: [port] }),
     verdict: VERDICT.PASS,

@@ -2,7 +2,7 @@
 
 import { DROP } from '../drop.ts'
 import type { Policy } from '../flow/policy.ts'
-import type { FlowTable } from '../flow/table.ts'
+import { type FlowTable, REFUSED } from '../flow/table.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
@@ -84,7 +84,7 @@ export class Decide {
       const row = this.row(frame)
       let reason = 0
       let verdict: number = VERDICT.STEER
-      if (row < 0) reason = DROP.FLOW_TABLE_FULL
+      if (row < 0) reason = row === REFUSED.QUOTA ? DROP.FLOW_QUOTA : DROP.FLOW_TABLE_FULL
       else {
         pool.flow[frame] = row
         table.touch(row, pool.reversed[frame], packetsOf(pool, frame), size)
@@ -121,7 +121,7 @@ export class Decide {
     batch.length = kept
   }
 
-  /** The flow's row; a new flow is decided and entered. -1 when the table is full. */
+  /** The flow's row; a new flow is decided and entered. One of REFUSED when there is no room for it. */
   private row(frame: number): number {
     const { pool, table } = this
     const at = frame * KEY_WORDS

@@ -22,6 +22,9 @@ function complaint(text: string): string {
   throw new Error(`accepted: ${text}`)
 }
 
+// RFC 1918, 6598, 3927, 4193.
+const privateNetworks = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', '100.64.0.0/10', '169.254.0.0/16', 'fc00::/7']
+
 test('an empty file is the defaults', () => {
   expect(parse('# nothing\n')).toEqual({
     node: { control: '/run/detour/detour.sock', state: '/run/detour', standby: true },
@@ -39,11 +42,22 @@ test('an empty file is the defaults', () => {
     health: { probe: { intervalMs: 100, limitMs: 350 }, rise: 3, fall: 3, holdDownSeconds: 1 },
     rebalance: 'onFailure',
     endpointSeed: '',
-    pods: { inspect: true, excludeNamespaces: ['kube-system'], bypassNode: true, antiSpoofing: true, flows: 131072 },
+    pods: {
+      inspect: true,
+      excludeNamespaces: ['kube-system'],
+      bypassNode: true,
+      antiSpoofing: true,
+      protectedCidrs: [],
+      flows: 131072,
+    },
     failMode: 'closed',
     heartbeatLimitMs: 200,
     flows: { capacity: 1048576, tcpTimeoutSeconds: 350, otherTimeoutSeconds: 120 },
-    bypass: [{ cidr: '169.254.169.254/32' }, { protocol: 'udp', port: 53 }, { protocol: 'tcp', port: 53 }],
+    bypass: [
+      { name: 'metadata', cidr: ['169.254.169.254/32', 'fd00:ec2::254/128'] },
+      { name: 'dns', cidr: privateNetworks, protocol: 'udp', port: 53 },
+      { name: 'dns', cidr: privateNetworks, protocol: 'tcp', port: 53 },
+    ],
     mssClamp: 'auto',
     rungs: { attach: 'auto', offload: 'auto', express: 'auto' },
     workers: 1,
@@ -110,7 +124,8 @@ describe('what is wrong is said with line, key, value and what is allowed', () =
     ],
     [
       'bypass:\n  - cidr: 10.0.0.0/8\n  - cidr: 10.0.0.0/33',
-      'node.yaml:3: bypass[1].cidr: "10.0.0.0/33" is not allowed; allowed: a prefix like 10.0.0.0/8 or fd00::/8',
+      'node.yaml:3: bypass[1].cidr: "10.0.0.0/33" is not allowed; ' +
+        'allowed: a prefix like 10.0.0.0/8 or fd00::/8, or a list of them',
     ],
     [
       'bypass:\n  - {}',

@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest'
 import { FIXED_SEED, hashKey } from '../../src/flow/hash.ts'
 import { KEY } from '../../src/flow/key.ts'
 import { COLD, createFlowTable, type FlowTableOptions, LINE, layoutOf } from '../../src/flow/layout.ts'
-import { FlowTable } from '../../src/flow/table.ts'
+import { FlowTable, REFUSED } from '../../src/flow/table.ts'
 import { VERDICT } from '../../src/flow/verdict.ts'
 import { FlowView } from '../../src/flow/view.ts'
 import { Batch } from '../../src/memory/batch.ts'
@@ -183,6 +183,26 @@ describe('FlowTable', () => {
     const row = table.insert(keys, 100 * KEY_WORDS, hash[100], 0)
     expect(row).toBeGreaterThan(0)
     expect(table.find(keys, 100 * KEY_WORDS, hash[100])).toBe(row)
+  })
+
+  it('gives an attachment its quota and no more, others theirs, and counts again what a table already has', () => {
+    const { keys, hash } = makeFlows(30)
+    const handle = createFlowTable({ capacity: 100, quota: 10 })
+    const attachments = [1, 4096, 65_535]
+    for (let i = 0; i < 30; i++) keys[i * KEY_WORDS] = (4 << 24) | (UDP << 16) | attachments[i % 3]
+    const enter = (table: FlowTable, i: number) => table.insert(keys, i * KEY_WORDS, hash[i], 0)
+    const first = new FlowTable(handle)
+    for (let i = 0; i < 30; i++) expect(enter(first, i)).toBeGreaterThan(0)
+    for (const table of [first, new FlowTable(handle)]) {
+      expect([30, 31, 32].map(i => enter(table, i % 30))).toEqual([REFUSED.QUOTA, REFUSED.QUOTA, REFUSED.QUOTA])
+      expect(table.count).toBe(30)
+    }
+    const row = first.find(keys, 3 * KEY_WORDS, hash[3])
+    first.remove(row)
+    expect([1, 2, 3, 6].map(i => enter(first, i))).toEqual([REFUSED.QUOTA, REFUSED.QUOTA, row, REFUSED.QUOTA])
+    first.now = 120_001
+    expect(first.expire(100)).toBe(30)
+    for (let i = 0; i < 30; i++) expect(enter(first, i)).toBeGreaterThan(0)
   })
 
   it('forgets TCP after 350 s, all else after 120, a finished connection after 10', () => {

@@ -7,7 +7,7 @@ import { makeFlows } from './flows.ts'
 
 const capacity = Number(process.argv[2])
 const { keys, hash } = makeFlows(4 * capacity)
-const { handle } = openFlowTable({ capacity, tcpIdleMs: 1e9, idleMs: 1e9, lingerMs: 1e9, fd: 3 })
+const { handle } = openFlowTable({ capacity, quota: capacity, tcpIdleMs: 1e9, idleMs: 1e9, lingerMs: 1e9, fd: 3 })
 const table = new FlowTable(handle)
 table.now = 1
 let state = process.pid
