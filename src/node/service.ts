@@ -163,8 +163,8 @@ export class NodeService implements Operations {
     const attached = node.attachment(id)
     const same =
       last?.sandbox === sandbox && last.netns === netns && last.inspected === inspected && attached?.isAttached()
-    if (!same) await this.takeAway(id)
     this.remember(record)
+    if (!same) await this.takeAway(id, last)
     if (!inspected) {
       this.say(record, `left alone: ${reason}`)
       return { inspected, reason, id, mac: '' }
@@ -204,15 +204,14 @@ export class NodeService implements Operations {
 
   /** Takes an attachment away, then its record. */
   private async forget(id: string): Promise<void> {
-    await this.takeAway(id)
+    await this.takeAway(id, this.known.get(id))
     this.options.store.remove(id)
     this.known.delete(id)
   }
 
   /** Also what is there although the node has not adopted it. */
-  private async takeAway(id: string): Promise<void> {
+  private async takeAway(id: string, record: Known | undefined): Promise<void> {
     const { node } = this.options
-    const record = this.known.get(id)
     if (node.attachment(id) !== undefined) await node.detach(id)
     else if (record?.inspected) cleanup({ id, namespace: record.netns, interface: record.ifname })
   }
