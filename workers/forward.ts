@@ -70,6 +70,7 @@ function answer(request: unknown): unknown {
   else if ('detach' in asked) detach(asked.detach)
   else if ('settings' in asked) apply(asked.settings)
   else if ('express' in asked) useExpress(asked.express)
+  else if ('trace' in asked) forwarder?.trace(asked.trace)
   else if (asked.receive) receive()
   else receiveNoMore()
   return counters.share()

@@ -11,6 +11,7 @@ import type { FailMode } from '../os/heartbeat.ts'
 import type { PollingOptions } from '../pipeline/busy-poll.ts'
 import type { ForwarderOptions } from '../pipeline/forwarder.ts'
 import type { ReplayerOptions } from '../pipeline/replayer.ts'
+import type { TraceInput } from '../pipeline/trace.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { PeerInput } from './peers.ts'
 import type { WorkerInput } from './spawn.ts'
@@ -56,6 +57,8 @@ export type ForwardRequest =
   | { detach: number }
   | { express: DeviceSpec | undefined }
   | { settings: LiveSettings }
+  /** Tell of packets from now on, or no more. */
+  | { trace: TraceInput | undefined }
   /** Receive: the flow table is nobody else's any more. Or receive no more, but beat on. */
   | { receive: boolean }
 
