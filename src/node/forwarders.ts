@@ -13,7 +13,9 @@ import type { Steering } from '../flow/steering.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
+import type { RecordsHandle } from '../memory/records.ts'
 import { addressOf, eventfd, must, write } from '../os/libc.ts'
+import type { TraceInput } from '../pipeline/trace.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { EndpointPool } from './endpoints.ts'
 
@@ -30,6 +32,8 @@ export interface ForwardersOptions {
   seed: Seed
   /** The table of each worker; taken. */
   flows: SharedFlowTable[]
+  /** Where each worker notes its flows, if it is to. */
+  journals?: RecordsHandle[]
   /** They receive nothing before `receive`. */
   paused: boolean
   /** Taken, also when none starts. */
@@ -81,7 +85,7 @@ export class Forwarders {
         underlay: options.underlay[number],
         express: options.express[number],
         flows: table,
-        forwarder: { tunnel, ...pool, seed, policy: policyOf(config) },
+        forwarder: { tunnel, ...pool, seed, policy: policyOf(config), journal: options.journals?.[number] },
         paused,
         wakeFd: bell.fd,
         ...paceOf(config),
@@ -119,6 +123,11 @@ export class Forwarders {
   /** Has every worker send small packets by its device of these, or by none; resolves when they have closed the last ones. */
   async useExpress(devices: ForwardInput['express'][]): Promise<void> {
     await this.ask(number => ({ express: devices[number] }))
+  }
+
+  /** Has every worker tell of packets, each by its own records, or no more. */
+  async trace(inputs: TraceInput[] | undefined): Promise<void> {
+    await this.ask(number => ({ trace: inputs?.[number] }))
   }
 
   /** Has every worker go by the configuration of now, as far as that may change while packets flow. */
