@@ -6,8 +6,7 @@
 // NB: a main event loop that is stuck does not stop packets: workers go on. It stops attaching, and is why the successor
 // replaces the process.
 
-import { DetourError } from '../errors.ts'
-import type { NodeOptions, RunningNode } from './node.ts'
+import { type NodeOptions, type RunningNode, startNode } from './node.ts'
 
 /** What a process does while it is the active one: control socket, metrics, state. */
 export interface Service {
@@ -43,6 +42,19 @@ export interface Pair {
 }
 
 /** Becomes the active process, by handover from a live one or by adopting what a dead one left, and then keeps a partner. Throws DetourError. */
-export function runPair(_options: PairOptions): Promise<Pair> {
-  throw new DetourError('unsupported', 'two processes: not yet')
+export async function runPair(options: PairOptions): Promise<Pair> {
+  // Until there are two: this process alone.
+  const node = await startNode(options.options())
+  const service = await options.activate(node).catch(async error => {
+    await node.leave()
+    throw error
+  })
+  return {
+    done: node.done,
+    node,
+    async stop(how) {
+      await service.close()
+      await (how === 'leave' ? node.leave() : node.stop())
+    },
+  }
 }

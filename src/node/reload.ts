@@ -4,6 +4,15 @@ import type { Config } from '../control/config.ts'
 
 /** Keys that a running node goes by as soon as they change; a section stands for all in it. */
 const LIVE = [
+  'endpoints',
+  'tunnel.remote',
+  'health.icmp',
+  'health.tcp',
+  'health.rise',
+  'health.fall',
+  'health.holdDownSeconds',
+  'rebalance',
+  'mssClamp',
   'pods.inspect',
   'pods.excludeNamespaces',
   'pods.bypassNode',

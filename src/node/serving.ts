@@ -4,7 +4,6 @@
 import type { Log } from '../control/log.ts'
 import { OperationFailure, type ReloadReply } from '../control/operations.ts'
 import { type ControlServer, serveControl } from '../control/socket.ts'
-import { DetourError } from '../errors.ts'
 import type { OwnPod } from './admission.ts'
 import { type MetricsServer, startMetrics } from './metrics.ts'
 import type { RunningNode } from './node.ts'
@@ -64,26 +63,33 @@ export class Serving {
 
   /** Reads the configuration again. Throws OperationFailure that says what is wrong with it, and then nothing has changed. */
   async reload(): Promise<ReloadReply> {
-    const { settings, node, log, changed } = this.options
-    const before = settings.config.metrics.listen
-    let changes: ReloadReply
-    try {
-      changes = settings.reload()
-    } catch (error) {
-      if (!(error instanceof DetourError)) throw error
-      log(`configuration not taken over: ${error.message}`, { level: 'error', event: 'reload' })
-      throw new OperationFailure('bad-request', error.message)
-    }
+    const { log, changed } = this.options
+    const changes = await this.takeOver().catch(({ message }: Error) => {
+      log(`configuration not taken over: ${message}`, { level: 'error', event: 'reload' })
+      throw new OperationFailure('bad-request', message)
+    })
     const { applied, waiting } = changes
-    if (applied.length > 0) await node.reconfigure()
     changed(applied)
-    if (settings.config.metrics.listen !== before) await this.serveMetrics()
+    if (applied.some(key => key === 'metrics.listen' || key === 'heartbeatLimitMs')) await this.serveMetrics()
     log(`configuration read again: ${applied.length === 0 ? 'nothing changed' : `changed: ${applied.join(', ')}`}`, {
       event: 'reload',
     })
     if (waiting.length > 0)
       log(`these count from the next start on: ${waiting.join(', ')}`, { level: 'warn', event: 'reload' })
     return changes
+  }
+
+  private async takeOver(): Promise<ReloadReply> {
+    const { settings, node } = this.options
+    const { undo, applied, waiting } = settings.reload()
+    try {
+      if (applied.length > 0) await node.reconfigure()
+    } catch (error) {
+      undo()
+      await node.reconfigure()
+      throw error
+    }
+    return { applied, waiting }
   }
 
   private async start(): Promise<void> {

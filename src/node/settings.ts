@@ -15,7 +15,7 @@ export class Settings {
   readonly namespace: string
   private readonly file: string
   /** As the file has it, without what waits for a restart. */
-  private readonly configured: Config
+  private configured: Config
   private readonly local: string
   private addresses: string[]
 
@@ -31,11 +31,16 @@ export class Settings {
     this.config = this.completed()
   }
 
-  /** Reads the file again and takes over what can change while packets flow. Throws DetourError, and then nothing has changed. */
-  reload(): Changes {
+  /** Reads the file again and takes over what can change while packets flow; `undo` takes that back. Throws DetourError, and then nothing has changed. */
+  reload(): Changes & { undo(): void } {
+    const last = structuredClone(this.configured)
     const changes = takeOver(this.configured, readYaml(configSchema, this.file))
     Object.assign(this.config, this.completed())
-    return changes
+    const undo = () => {
+      this.configured = last
+      Object.assign(this.config, this.completed())
+    }
+    return { ...changes, undo }
   }
 
   /** Looks at the node's addresses again; says whether they are others. */
@@ -49,9 +54,8 @@ export class Settings {
 
   private completed(): Config {
     const { tunnel, pods, bypass } = this.configured
-    const own = pods.bypassNode
-      ? this.addresses.map(address => ({ from: `${address}/${isIP(address) === 4 ? 32 : 128}` }))
-      : []
+    const from = this.addresses.map(address => `${address}/${isIP(address) === 4 ? 32 : 128}`)
+    const own = pods.bypassNode && from.length > 0 ? [{ name: 'node', from }] : []
     return { ...this.configured, tunnel: { ...tunnel, local: this.local }, bypass: [...bypass, ...own] }
   }
 }
