@@ -22,7 +22,7 @@ export interface ClassifyOptions {
   seed: Seed
   /** False where there are no attachments (offline work), so that a flow key has none. */
   withAttachment: boolean
-  /** Where ARP, neighbour discovery, multicast group reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
+  /** Where ARP, multicast group reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
   local: Batch | undefined
   /** Where the flows that were seen lately can be recalled, which saves hashing their keys. */
   table?: FlowTable
@@ -94,22 +94,24 @@ const DHCP6_CLIENT = 546
 const DHCP6_SERVER = 547
 
 /**
- * Neighbour discovery (RFC 4861), MLD (RFC 3810), IGMP (RFC 3376), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link; so does a
- * group-addressed frame that arrives, because its addresses do not say which pod it was for.
+ * MLD (RFC 3810), IGMP (RFC 3376), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link; so does a group-addressed frame that arrives, because
+ * its addresses do not say which pod it was for. Neighbour discovery of the link never comes here: the gate lets it pass.
  */
 function isLocal(pool: Pool, frame: number): boolean {
   const at = pool.transport[frame]
   const b = pool.bytes
-  if (pool.direction[frame] === ARRIVING && isGroup(b, pool.start[frame])) return true
+  const group = isGroup(b, pool.start[frame])
+  if (pool.direction[frame] === ARRIVING && group) return true
   if (at === 0) return false
   const protocol = pool.protocol[frame]
   const version = b[pool.network[frame]] >> 4
   if (protocol === ipv4.PROTOCOL.UDP) return isDhcp(pool, frame, version)
-  if (version === 4) return protocol === IGMP && isGroup(b, pool.start[frame])
+  if (!group) return false
+  if (version === 4) return protocol === IGMP
   if (protocol !== ipv4.PROTOCOL.ICMPV6) return false
   const type = icmp.type(b, at)
   const { MLD_QUERY, MLD_DONE, MLDV2_REPORT } = icmp.TYPE6
-  return icmp.isDiscovery6(type) || (type >= MLD_QUERY && type <= MLD_DONE) || type === MLDV2_REPORT
+  return (type >= MLD_QUERY && type <= MLD_DONE) || type === MLDV2_REPORT
 }
 
 /**
