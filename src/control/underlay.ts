@@ -27,7 +27,7 @@ import { inNamespace, namespaceId, queueDrops } from '../os/netns.ts'
 import { OFFLOADS, openTap, type Tap, type TapOptions } from '../os/tun.ts'
 import type { XdpHandle } from '../os/xdp.ts'
 import { steerTunnels } from './steering.ts'
-import { UplinkPrograms } from './uplink.ts'
+import { type UplinkParts, UplinkPrograms } from './uplink.ts'
 import { openXdpUnderlay } from './xdp-underlay.ts'
 
 /** How super-packets cross the underlay, best first. */
@@ -101,13 +101,39 @@ export interface Underlay {
   reattach(): void
   /** Packets that the workers' queues had no room for; undefined where nobody counts them. */
   missed(): number | undefined
+  /** All that another process needs to go on with it; undefined where no other can. */
+  parts(): UnderlayParts | undefined
+  /** Leaves it to another process that has its parts; without one it ends, though not as clean as by `close`. */
+  leave(): void
   /** Takes the underlay away and leaves the uplink as it was found. */
   close(): void
 }
 
+/** What an underlay consists of; plain data and descriptors. */
+export interface UnderlayParts {
+  offloadRung: OffloadRung
+  uplinkMtu: number
+  localMac: string
+  /** On 'udp-socket' there is none. */
+  tap?: TapParts
+}
+
+interface TapParts {
+  tapName: string
+  tapFds: number[]
+  headerSize: number
+  capabilities: number
+  /** Of the uplink, as they were. */
+  checksums: number
+  attachRung: AttachRung
+  /** Of the socket that holds the port. */
+  guardFd: number
+  programs: UplinkParts
+}
+
 /** Opens the underlay, replacing what a dead process left on this uplink and port. Throws DetourError and leaves nothing behind. */
 export function openUnderlay(options: UnderlayOptions): Underlay {
-  const { namespace, interface: uplink, port, rung = 'auto', attach = 'auto' } = options
+  const { namespace, interface: uplink, port, rung = 'auto' } = options
   const link = linkInfo(uplink, namespace)
   const address = localBytes(options, link)
   if (rung === 'udp-socket') return withoutTap(link, port)
@@ -123,11 +149,8 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
     const guard = () => inNamespace(namespace, () => guardPort(address, port, options.localAddress))
     return openXdpUnderlay(options, link, address, guard)
   }
-  const version = address.length === 4 ? 4 : 6
-  const place = `${uplink.replaceAll('.', ':')}_${port}_${namespaceId(namespace)}`
-  const directory = `${BPFFS}/detour/underlay${version}_${place}`
-  const tapName = `dt-${version}-${port}`
-  const programs = new UplinkPrograms({ namespace, uplink, tapName, address, port, rung: attach, directory })
+  const tapName = `dt-${address.length === 4 ? 4 : 6}-${port}`
+  const programs = programsOf(options, address, tapName)
   let tap: Tap | undefined
   let guard = -1
   const undo = () => {
@@ -149,37 +172,84 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
       )
 
     const attachRung = programs.attach()
-    // NB: an uplink that knows only TCP and UDP over IP would put an inner checksum in the wrong place.
-    const checksumsOf = () => (checksumsAnywhere(uplink, namespace) ? OFFLOADS.CHECKSUM : 0)
-    const checksums = checksumsOf()
-    const capabilities = (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums
-    return {
-      offloadRung,
-      device: `tap:${tapName}`,
-      features: capabilityNames(capabilities),
-      attachRung,
-      tapName,
-      fds: tap.fds,
-      headerSize: tap.headerSize,
-      sockets: [],
-      capabilities,
-      uplinkMtu: link.mtu,
-      localMac: link.mac,
-      uplinkIndex: () => programs.index,
-      isAttached: () => programs.isAttached(),
-      reattach() {
-        if (checksumsOf() < checksums)
-          throw new DetourError('unsupported', `uplink ${uplink} does less than the last of its name: restart the node`)
-        programs.attach()
+    const checksums = checksumsOf(options)
+    return ofTap(
+      options,
+      {
+        offloadRung,
+        uplinkMtu: link.mtu,
+        localMac: link.mac,
+        tap: {
+          ...{ tapName, tapFds: tap.fds, headerSize: tap.headerSize, attachRung, guardFd: guard, checksums },
+          capabilities: (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums,
+          programs: programs.parts(),
+        },
       },
-      missed: () => queueDrops(tapName, namespace),
-      close: undo,
-    }
+      programs,
+    )
   } catch (error) {
     undo()
     for (const fd of tap?.fds ?? []) closeSync(fd)
     if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported') return withoutTap(link, port)
     throw error
+  }
+}
+
+/** Goes on with an underlay of another process; takes the descriptors. Throws DetourError. */
+export function inheritUnderlay(options: UnderlayOptions, parts: UnderlayParts): Underlay {
+  const { interface: uplink, namespace } = options
+  const link = linkInfo(uplink, namespace)
+  if (parts.tap === undefined) return withoutTap(link, options.port)
+  const programs = programsOf(options, localBytes(options, link), parts.tap.tapName)
+  programs.inherit(parts.tap.programs)
+  return ofTap(options, { ...parts, tap: parts.tap }, programs)
+}
+
+function programsOf(options: UnderlayOptions, address: Uint8Array, tapName: string): UplinkPrograms {
+  const { namespace, interface: uplink, port, attach: rung = 'auto' } = options
+  const place = `${uplink.replaceAll('.', ':')}_${port}_${namespaceId(namespace)}`
+  const directory = `${BPFFS}/detour/underlay${address.length === 4 ? 4 : 6}_${place}`
+  return new UplinkPrograms({ namespace, uplink, tapName, address, port, rung, directory })
+}
+
+// NB: an uplink that knows only TCP and UDP over IP would put an inner checksum in the wrong place.
+const checksumsOf = ({ interface: uplink, namespace }: UnderlayOptions) =>
+  checksumsAnywhere(uplink, namespace) ? OFFLOADS.CHECKSUM : 0
+
+function ofTap(options: UnderlayOptions, parts: UnderlayParts & { tap: TapParts }, programs: UplinkPrograms): Underlay {
+  const { interface: uplink, namespace } = options
+  const { tap, offloadRung, uplinkMtu, localMac } = parts
+  const { tapName, capabilities, checksums, guardFd, attachRung, headerSize } = tap
+  return {
+    offloadRung,
+    device: `tap:${tapName}`,
+    features: capabilityNames(capabilities),
+    attachRung,
+    tapName,
+    fds: tap.tapFds,
+    headerSize,
+    sockets: [],
+    capabilities,
+    uplinkMtu,
+    localMac,
+    uplinkIndex: () => programs.index,
+    isAttached: () => programs.isAttached(),
+    reattach() {
+      if (checksumsOf(options) < checksums)
+        throw new DetourError('unsupported', `uplink ${uplink} does less than the last of its name: restart the node`)
+      programs.attach()
+    },
+    missed: () => queueDrops(tapName, namespace),
+    parts: () => ({ ...parts, tap: { ...tap, programs: programs.parts() } }),
+    leave() {
+      programs.leave()
+      close(guardFd)
+    },
+    close() {
+      programs.close()
+      deleteLink(tapName, namespace)
+      close(guardFd)
+    },
   }
 }
 
@@ -218,6 +288,8 @@ function withoutTap(link: LinkInfo, port: number): Underlay {
     isAttached: () => true,
     reattach() {},
     missed: () => undefined,
+    parts: () => ({ offloadRung: 'udp-socket', uplinkMtu: link.mtu, localMac: link.mac }),
+    leave() {},
     close() {},
   }
 }

@@ -31,6 +31,12 @@ export interface UplinkOptions {
   directory: string
 }
 
+/** What holds the programs; plain data and descriptors. */
+export interface UplinkParts {
+  index: number
+  holds: { rung: AttachRung; linkFd: number }[]
+}
+
 export class UplinkPrograms {
   private readonly options: UplinkOptions
   private readonly holds: Hold[] = []
@@ -60,6 +66,24 @@ export class UplinkPrograms {
     const { namespace, directory } = this.options
     const filters = this.holds.some(hold => hold.rung === 'clsact') ? countHeld(namespace, directory) : 0
     return this.holds.filter(isHeld).length + filters === PROGRAMS
+  }
+
+  /** What holds them, for another process. */
+  parts(): UplinkParts {
+    const { index, holds } = this
+    return { index, holds: holds.map(({ rung, link: linkFd }) => ({ rung, linkFd })) }
+  }
+
+  /** Goes on with programs that another process put there; takes the descriptors. */
+  inherit({ index, holds }: UplinkParts): void {
+    this.leave()
+    this.index = index
+    this.holds.push(...holds.map(({ rung, linkFd: link }) => ({ rung, link })))
+  }
+
+  /** Leaves them to another process that has inherited them; without one, those held by TCX end with this one. */
+  leave(): void {
+    for (const hold of this.holds.splice(0)) release(hold)
   }
 
   /** Takes them off; what is already gone is fine. */

@@ -41,6 +41,10 @@ export function openXdpUnderlay(
     const options = { namespace, interface: uplink, pool, workers }
     const { sockets, attach, close: detach } = openXdpUplink({ ...options, receive: { address, port } })
     const fds = sockets.map(({ fd }) => fd)
+    const end = () => {
+      detach()
+      close(guard)
+    }
     return {
       offloadRung: 'af-xdp',
       device: `xdp:${uplink}`,
@@ -62,10 +66,10 @@ export function openXdpUnderlay(
         )
       },
       missed: () => missed(fds),
-      close() {
-        detach()
-        close(guard)
-      },
+      // What the kernel receives into is this process's memory.
+      parts: () => undefined,
+      leave: end,
+      close: end,
     }
   } catch (error) {
     close(guard)

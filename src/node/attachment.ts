@@ -5,24 +5,47 @@
 //   host ─► eth0 ingress ─ gate ─► TAP ─► worker                worker ─► TAP ─ back ─► eth0 ingress ─► pod process
 //
 // Nothing of the interface itself is changed. Programs, heartbeat and TAP outlive the process (pins, a persistent TAP), so
-// that the fail mode holds after SIGKILL; `detach`, or `cleanup` in a later process, takes them away.
+// that the fail mode holds after SIGKILL; `attach` in a later process goes on with them, `detach` or `cleanup` takes them away.
 //
 // NB: a pod with CAP_NET_RAW can send past every classifier of its own interface (PACKET_QDISC_BYPASS, packet(7)); only
 // the host's side of the interface could stop that. What arrives is intercepted all the same.
 
-import { closeSync } from 'node:fs'
-import { back, gate } from '../control/gate.ts'
+import { createHash } from 'node:crypto'
+import { closeSync, existsSync, mkdirSync, readdirSync } from 'node:fs'
+import { back, GATE_VERSION, gate, PREFIX_KEY } from '../control/gate.ts'
 import { steerFrames } from '../control/steering.ts'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
-import { BPFFS, createArrayMap, type Hook, loadClassifier, loadFilter, makePinDirectory, pin } from '../os/bpf.ts'
-import { type AttachRung, attachClassifier, countHeld, detachClassifiers, release } from '../os/classifier.ts'
-import { type FailCounters, type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
+import {
+  BPFFS,
+  clearMap,
+  createArrayMap,
+  type Hook,
+  loadClassifier,
+  loadFilter,
+  makePinDirectory,
+  mapInfo,
+  pinnedMap,
+  unpin,
+} from '../os/bpf.ts'
+import {
+  type AttachRung,
+  attachClassifier,
+  countHeld,
+  detachClassifiers,
+  heldBy,
+  release,
+  replaceClassifier,
+} from '../os/classifier.ts'
+import { type FailMode, HEARTBEAT_SIZE, Heartbeat } from '../os/heartbeat.ts'
+import { interfaceIndex } from '../os/libc.ts'
 import { deleteLink, type LinkInfo, linkInfo } from '../os/link.ts'
+import { inNamespace } from '../os/netns.ts'
 import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
+import { type Attachment, type AttachmentParts, attached, ownOf, PROGRAMS, sourcesOf } from './attached.ts'
+import { createOwnMap, protect, setOwn } from './prefixes.ts'
 
-import { createOwnMap, type Own, protect, setOwn, unprotect } from './prefixes.ts'
-
+export type { Attachment } from './attached.ts'
 export { createProtectedMap } from './prefixes.ts'
 
 /** Where the pins of attachments lie, one directory an attachment. */
@@ -54,142 +77,153 @@ export interface AttachOptions {
   steering?: Steering
 }
 
-/** One intercepted pod interface; numbers and strings pass to a worker, `detach` stays here. */
-export interface Attachment {
-  readonly id: string
-  readonly namespace: string
-  readonly interface: string
-  /** Of the interface and of the TAP. */
-  readonly index: number
-  readonly tapIndex: number
-  readonly tapName: string
-  /** One a worker; each belongs to whoever builds the TapDevice, which closes it. */
-  readonly tapFds: readonly number[]
-  readonly headerSize: number
-  /** CAPABILITY bits of the TAP. */
-  readonly capabilities: number
-  readonly mac: string
-  /** IPv4 and IPv6 addresses of the interface, link-local ones included. */
-  readonly addresses: readonly string[]
-  readonly mtu: number
-  /** The heartbeat map: `new Heartbeat(mapFd, workers)` in a worker. Closed by detach. */
-  readonly mapFd: number
-  readonly rung: AttachRung
-  /** How long ago the worker that is silent for longest said that it is alive, ms. */
-  heartbeatAgeMs(): number
-  /** What the gates counted. */
-  failCounters(): FailCounters
-  /** Whether the gates and the way back are where they were put. */
-  isAttached(): boolean
-  /** Takes over the interface's addresses, by which the gates know protected pods, and its MTU. Throws DetourError when the map is full. */
-  update(addresses: readonly string[], mtu: number): void
-  /** Takes interception away and leaves the interface as it was found. Packets pass untouched from the first step on. */
-  detach(): void
-}
+const HOOKS = ['egress', 'ingress'] as const
 
-/** Two gates and the way back. */
-const PROGRAMS = 3
-
-/** Intercepts a pod interface, replacing what an earlier process left behind under the same id. Throws DetourError and leaves nothing behind. */
+/**
+ * Intercepts a pod interface. What an earlier process left behind under the same id is taken over where it fits: gates that are on the
+ * interface stay there, so that its fail mode holds without a gap, and are only given new programs where those that they run
+ * are others. All else is made anew. Throws DetourError, and then the interface is as it was.
+ */
 export function attach(options: AttachOptions): Attachment {
-  const { namespace, interface: name = 'eth0', id, failMode, heartbeatLimitMs, protectedMap, rung = 'auto' } = options
+  const { namespace, interface: name = 'eth0' } = options
   const link = linkInfo(name, namespace)
   if (link.type !== 'ether')
     throw new DetourError('unsupported', `interface ${name} of ${namespace} is of type ${link.type}: not Ethernet`)
-  cleanup(options)
-
-  const directory = pinDirectoryOf(options)
-  const tapName = tapNameOf(name)
-  let { addresses, mtu } = link
-  let own = ownOf(options, link)
-  const workers = options.steering?.workers ?? 1
+  const kept = gatesLeft(options, link)
+  if (kept === undefined) cleanup(options)
   const opened: number[] = []
   try {
-    makePinDirectory(directory)
-    const tap = openPodTap(tapName, options)
-    opened.push(...tap.fds)
-    quietTap(tapName, namespace)
-    const tapIndex = linkInfo(tapName, namespace).index
-
-    const mapFd = createArrayMap('dt_heartbeat', HEARTBEAT_SIZE, 1)
-    opened.push(mapFd)
-    pin(mapFd, `${directory}/heartbeat`)
-    const ownMap = createOwnMap()
-    opened.push(ownMap)
-    pin(ownMap, `${directory}/own`)
-    setOwn(ownMap, own)
-
-    const put = (on: string, hook: Hook, code: Uint8Array, label: string, by = rung) => {
-      const program = loadClassifier(label, code)
-      try {
-        const hold = attachClassifier({ namespace, interface: on, hook, program }, directory, by, true)
-        release(hold)
-        return hold.rung
-      } finally {
-        closeSync(program)
-      }
-    }
-    // Nobody else is on the TAP, and each TCX attachment waits for the processors to look up (RCU): 8 to 16 ms.
-    put(tapName, 'ingress', back(link.index, macBytes(link.mac)), 'dt_back', 'clsact')
-    const mac = options.antiSpoofing === false ? undefined : macBytes(link.mac)
-    const gateOf = (hook: Hook) => gate({ hook, tapIndex, heartbeatMap: mapFd, workers, protectedMap, ownMap, mac })
-    put(name, 'egress', gateOf('egress'), 'dt_gate_out')
-    const taken = put(name, 'ingress', gateOf('ingress'), 'dt_gate_in')
-
-    const heartbeat = new Heartbeat(mapFd, workers)
-    protect(protectedMap, sourcesOf(own))
-    heartbeat.enable(failMode, heartbeatLimitMs)
-    let attached = true
-    return {
-      id,
-      namespace,
-      interface: name,
-      index: link.index,
-      tapIndex,
-      tapName,
-      tapFds: tap.fds,
-      headerSize: tap.headerSize,
-      capabilities: tap.offloads,
-      mac: link.mac,
-      get addresses() {
-        return addresses
-      },
-      get mtu() {
-        return mtu
-      },
-      mapFd,
-      rung: taken,
-      heartbeatAgeMs: () => heartbeat.ageMs(),
-      failCounters: () => heartbeat.read(),
-      isAttached: () => countHeld(namespace, directory) === PROGRAMS,
-      update(newAddresses, newMtu) {
-        const before = own
-        own = ownOf(options, linkInfo(name, namespace))
-        setOwn(ownMap, own, before)
-        const sources = sourcesOf(own)
-        protect(protectedMap, sources)
-        const gone = sourcesOf(before).filter(address => !sources.includes(address))
-        unprotect(protectedMap, gone)
-        addresses = [...newAddresses]
-        mtu = newMtu
-      },
-      detach() {
-        if (!attached) return
-        attached = false
-        heartbeat.disable()
-        unprotect(protectedMap, sourcesOf(own))
-        cleanup(options)
-        heartbeat.close()
-        closeSync(mapFd)
-        closeSync(ownMap)
-      },
-    }
+    return place(options, link, kept, opened)
   } catch (error) {
-    cleanup(options)
     for (const fd of opened) closeSync(fd)
+    if (kept === undefined) cleanup(options)
     throw error
   }
 }
+
+/** Goes on with an attachment of another process, without touching it; takes the descriptors. Throws DetourError. */
+export function inheritAttachment(parts: AttachmentParts, protectedMap: number): Attachment {
+  const { id, namespace, interface: name, directory } = parts
+  const pinDirectory = directory.slice(0, directory.lastIndexOf('/'))
+  return attached(parts, protectedMap, () => cleanup({ id, namespace, interface: name, pinDirectory }))
+}
+
+/** How both gates are held that a dead process left on the interface; undefined where they are not, or not as is wanted. */
+function gatesLeft(options: AttachOptions, link: LinkInfo): AttachRung | undefined {
+  const { namespace, rung = 'auto' } = options
+  const directory = pinDirectoryOf(options)
+  const [out, back] = HOOKS.map(hook => heldBy({ namespace, interface: link.name, hook }, link.index, directory))
+  return out === back && (rung === 'auto' || rung === out) ? out : undefined
+}
+
+/** Puts TAP, maps and programs in place, as far as they are not there; `opened` gets the descriptors. */
+function place(options: AttachOptions, link: LinkInfo, kept: AttachRung | undefined, opened: number[]): Attachment {
+  const { namespace, id, failMode, heartbeatLimitMs, protectedMap, rung = 'auto', networks, alsoFrom } = options
+  const { name } = link
+  const directory = pinDirectoryOf(options)
+  const tapName = tapNameOf(name)
+  const workers = options.steering?.workers ?? 1
+  makePinDirectory(directory)
+  const tap = takePodTap(tapName, options)
+  opened.push(...tap.fds)
+  quietTap(tapName, namespace)
+  const tapIndex = linkInfo(tapName, namespace).index
+  const mapFd = pinnedMap(`${directory}/heartbeat`, HEARTBEAT_SIZE, () =>
+    createArrayMap('dt_heartbeat', HEARTBEAT_SIZE, 1),
+  )
+  opened.push(mapFd)
+  const ownFd = pinnedMap(`${directory}/own`, 1, createOwnMap)
+  opened.push(ownFd)
+  clearMap(ownFd, PREFIX_KEY)
+  const own = ownOf(options, link)
+  setOwn(ownFd, own)
+  protect(protectedMap, sourcesOf(own))
+
+  const mac = options.antiSpoofing === false ? undefined : macBytes(link.mac)
+  const gateOf = (hook: Hook, [heartbeatMap, protectedMap, ownMap]: number[]) =>
+    gate({ hook, tapIndex, heartbeatMap, workers, protectedMap, ownMap, mac })
+  const maps = [mapFd, protectedMap, ownFd]
+  // Nobody else is on the TAP, and each TCX attachment waits for the processors to look up (RCU): 8 to 16 ms.
+  const programs: Program[] = [
+    { on: tapName, hook: 'ingress', code: back(link.index, macBytes(link.mac)), label: 'dt_back', by: 'clsact' },
+    { on: name, hook: 'egress', code: gateOf('egress', maps), label: 'dt_gate_out', by: kept ?? rung },
+    { on: name, hook: 'ingress', code: gateOf('ingress', maps), label: 'dt_gate_in', by: kept ?? rung },
+  ]
+  const ids = maps.map(map => mapInfo(map).id)
+  const mark = `made_${hashOf([programs[0].code, ...HOOKS.map(hook => gateOf(hook, ids))])}`
+  const parts = {
+    ...{ id, namespace, interface: name, index: link.index, tapIndex, tapName, tapFds: tap.fds, mac: link.mac },
+    ...{ headerSize: tap.headerSize, capabilities: tap.offloads, addresses: link.addresses, mtu: link.mtu },
+    ...{ mapFd, ownFd, own, networks, alsoFrom, workers, failMode, heartbeatLimitMs, directory },
+  }
+  const finish = (rung: AttachRung) => {
+    const attachment = attached({ ...parts, rung }, protectedMap, () => cleanup(options))
+    attachment.enable()
+    return attachment
+  }
+  if (kept !== undefined && existsSync(`${directory}/${mark}`) && countHeld(namespace, directory) === PROGRAMS)
+    return finish(kept)
+  // Gates that are there go by these maps as soon as they run another program.
+  if (kept !== undefined) enableNow(mapFd, options)
+  for (const entry of readdirSync(directory)) if (entry.startsWith('made_')) unpin(`${directory}/${entry}`)
+  const rungs = programs.map(program => put(program, options, directory))
+  mkdirSync(`${directory}/${mark}`)
+  return finish(rungs[1])
+}
+
+/** A program and where it runs. */
+interface Program {
+  on: string
+  hook: Hook
+  code: Uint8Array
+  label: string
+  by: AttachRung | 'auto'
+}
+
+/** Loads a program and puts it in its place, in that of the one that is there. */
+function put({ on, hook, code, label, by }: Program, { namespace }: AttachOptions, directory: string): AttachRung {
+  const program = loadClassifier(label, code)
+  try {
+    const classifier = { namespace, interface: on, hook, program }
+    const held = heldBy(classifier, interfaceIndexOf(on, namespace), directory)
+    if (held !== undefined) {
+      replaceClassifier(classifier, held, directory)
+      return held
+    }
+    const hold = attachClassifier(classifier, directory, by, true)
+    release(hold)
+    return hold.rung
+  } finally {
+    closeSync(program)
+  }
+}
+
+function enableNow(mapFd: number, { failMode, heartbeatLimitMs, steering }: AttachOptions): void {
+  const heartbeat = new Heartbeat(mapFd, steering?.workers)
+  heartbeat.enable(failMode, heartbeatLimitMs)
+  heartbeat.close()
+}
+
+/** What tells programs, and the maps that they use, from all others. */
+function hashOf(codes: Uint8Array[]): string {
+  const hash = createHash('sha256').update(`${GATE_VERSION}`)
+  for (const code of codes) hash.update(code)
+  return hash.digest('hex').slice(0, 16)
+}
+
+/** Opens the pod's TAP: the one that is there, where it takes as many queues, else a new one. */
+function takePodTap(name: string, options: AttachOptions): Tap {
+  if (interfaceIndexOf(name, options.namespace) !== 0) {
+    try {
+      return openPodTap(name, options)
+    } catch {
+      deleteLink(name, options.namespace)
+    }
+  }
+  return openPodTap(name, options)
+}
+
+const interfaceIndexOf = (name: string, namespace: string) => inNamespace(namespace, () => interfaceIndex(name))
 
 function openPodTap(name: string, { namespace, offloads = ALL_OFFLOADS, steering }: AttachOptions): Tap {
   const options = { name, namespace, persist: true, headerSize: VNET_HEADER.TUNNEL, offloads }
@@ -218,16 +252,3 @@ const pinDirectoryOf = ({ pinDirectory = PIN_DIRECTORY, id }: { pinDirectory?: s
   `${pinDirectory}/${id}`
 
 const tapNameOf = (name: string) => `dt-${name.slice(0, 12)}`
-
-/** What belongs to the pod. NB: a pod with CAP_NET_ADMIN gives itself any address, so that of a CNI result counts more than the interface's. */
-function ownOf({ networks, alsoFrom = [] }: AttachOptions, link: LinkInfo): Own {
-  const given = networks && [...networks, ...link.networks.filter(isLinkLocal)]
-  return { networks: given ?? link.networks, prefixes: alsoFrom }
-}
-
-const isLinkLocal = (network: string) => /^fe[89ab]/i.test(network)
-
-const sourcesOf = ({ networks, prefixes }: Own) => [
-  ...networks.map(network => network.replace(/\/.*/, '')),
-  ...prefixes,
-]

@@ -10,16 +10,19 @@ import type { DeviceSpec } from '../device/open.ts'
 import { closeCapture } from '../device/pcap.ts'
 import { randomSeed } from '../flow/hash.ts'
 import type { Steering } from '../flow/steering.ts'
+import { unpin } from '../os/bpf.ts'
 import type { FailMode } from '../os/heartbeat.ts'
+import { namespaceId } from '../os/netns.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
-import type { Attachment } from './attachment.ts'
+import { type Attachment, PIN_DIRECTORY } from './attachment.ts'
 import { EndpointPool, tunnelOf } from './endpoints.ts'
 import { openExpress } from './express.ts'
 import { createTables, Forwarders } from './forwarders.ts'
 import type { Inheritance } from './handover.ts'
 import { type PodOptions, Pods } from './pods.ts'
+import { openProtectedMap } from './prefixes.ts'
 import { type NodeParts, nodeSource } from './source.ts'
 import { Upkeep } from './upkeep.ts'
 
@@ -92,10 +95,10 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
   const { config, namespace, log = () => {} } = options
   const tunnel = tunnelOf(config)
   const steering: Steering = { workers: workerCount(config.workers), seed: randomSeed() }
-  /** What to take away again, first made last. */
-  const made: (() => void)[] = []
-  const takeAway = () => {
-    for (const step of made.splice(0).reverse()) step()
+  /** What to take away again, first made last; or to leave to another process. */
+  const made: ((leaving: boolean) => void)[] = []
+  const takeAway = (leaving: boolean) => {
+    for (const step of made.splice(0).reverse()) step(leaving)
   }
   let forwarders: Forwarders | undefined
   let pods: Pods | undefined
@@ -114,7 +117,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       pool: peers.pool,
     })
     const direct = underlay.offloadRung === 'af-xdp'
-    made.push(() => underlay.close())
+    made.push(leaving => (leaving ? underlay.leave() : underlay.close()))
     log(
       `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${direct ? `AF_XDP (${underlay.features.join(', ')})` : (underlay.attachRung ?? 'a socket')}`,
     )
@@ -123,7 +126,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     const endpoints = new EndpointPool({ config, tunnel, namespace, uplink, mtu: underlay.uplinkMtu, direct, probe })
     made.push(() => endpoints.close())
     for (const address of direct ? await endpoints.find(NEXT_HOP_MS) : [])
-      log(`the next hop toward ${address} does not answer: packets to it are dropped until it does`)
+      log(`the next hop toward ${address} does not answer: packets are dropped until it does`)
     const mtu = innerMtu(tunnel, endpoints.mtu)
     if (mtu < IPV6_MINIMUM_MTU)
       log(`inner MTU ${mtu}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${options.uplink}`)
@@ -158,7 +161,10 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       await workers.useExpress([])
       await workers.useExpress(expressDevices())
     }
-    pods = new Pods({ config, forwarders, steering, captures: overlay, log })
+    const directory = `${PIN_DIRECTORY}/node_${uplink.replaceAll('.', ':')}_${tunnel.port}_${namespaceId(namespace)}`
+    const protectedMap = openProtectedMap(directory)
+    made.push(leaving => leaving || unpin(directory))
+    pods = new Pods({ config, forwarders, steering, protectedMap, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)
     const parts = { config, namespace, underlay, endpoints, forwarders, pods }
     upkeep = new Upkeep({ ...parts, uplink: options.uplink, renewExpress, log })
@@ -168,19 +174,23 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     await upkeep?.close()
     pods?.close()
     await forwarders?.stop().catch(() => {})
-    takeAway()
+    takeAway(false)
     throw error
   }
 }
 
-function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): RunningNode {
+function running(parts: NodeParts, upkeep: Upkeep, takeAway: (leaving: boolean) => void): RunningNode {
   const { config, endpoints, forwarders, pods } = parts
   let ended: Promise<void> | undefined
-  async function end(): Promise<void> {
+  async function end(leaving: boolean): Promise<void> {
     await upkeep.close()
+    if (leaving) {
+      await forwarders.receive(false).catch(() => {})
+      pods.leave()
+    }
     // Interception first, so that no packet is on its way to a worker that is gone.
-    pods.close()
-    await forwarders.stop().finally(takeAway)
+    else pods.close()
+    await forwarders.stop().finally(() => takeAway(leaving))
   }
   return {
     source: nodeSource(parts, upkeep),
@@ -195,6 +205,7 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
     async setEndpoints(list) {
       endpoints.set(list)
     },
+    pods: () => pods.list,
     async attach(pod) {
       await pods.attach(pod)
       upkeep.keep(pod)
@@ -203,8 +214,14 @@ function running(parts: NodeParts, upkeep: Upkeep, takeAway: () => void): Runnin
       await upkeep.release(id)
       await pods.detach(id)
     },
+    setFailMode: (id, failMode) => pods.setFailMode(id, failMode),
+    async resume() {},
     stop() {
-      ended ??= end()
+      ended ??= end(false)
+      return ended
+    },
+    leave() {
+      ended ??= end(true)
       return ended
     },
   }

@@ -124,7 +124,7 @@ export class PodUpkeep {
           `${alarm} changed`,
           `${alarm}: ${name} now has ${found.addresses.join(', ')}, MTU ${found.link.mtu}`,
         )
-        attachment.update(found.addresses, found.link.mtu)
+        pods.update(id, found.addresses, found.link.mtu)
       }
       losses.count(kept.place, 'queue-full', 'the workers do not keep up', found.tap?.txDropped ?? 0)
       return
@@ -153,12 +153,13 @@ export class PodUpkeep {
     }
   }
 
-  /** Takes away what is left, and attaches again where there is an interface. */
+  /** Attaches again, going on with what is left, where there is an interface; where there is none, takes away what is left. */
   private async repair({ pod, place, changes }: Kept, there: boolean): Promise<void> {
     const { pods, losses } = this.options
-    await pods.detach(pod.id)
+    const goOn = there && this.kept.has(pod.id)
+    await (goOn ? pods.withdraw(pod.id) : pods.detach(pod.id))
     losses.forget(place)
-    if (!there || !this.kept.has(pod.id)) return
+    if (!goOn) return
     await pods.attach(pod)
     // What that did to the namespace is looked at, too, which ends the alarm.
     changes.add('filters')

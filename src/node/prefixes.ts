@@ -2,7 +2,7 @@
 
 import ipaddr from 'ipaddr.js'
 import { OWN, PREFIX_KEY } from '../control/gate.ts'
-import { createPrefixMap, deleteFromMap, updateMap } from '../os/bpf.ts'
+import { clearMap, createPrefixMap, deleteFromMap, makePinDirectory, pinnedMap, updateMap } from '../os/bpf.ts'
 
 /** Addresses and prefixes of one pod, at most. */
 const OWN_ENTRIES = 256
@@ -10,6 +10,14 @@ const OWN_ENTRIES = 256
 /** Makes the map of protected pods' addresses, one a node; the caller closes it. */
 export function createProtectedMap(entries = 65_536): number {
   return createPrefixMap('dt_protected', PREFIX_KEY, 1, entries)
+}
+
+/** Opens that of a node which is pinned in a directory, without what a dead process has left in it, or makes one; the caller closes it. Throws DetourError. */
+export function openProtectedMap(directory: string): number {
+  makePinDirectory(directory)
+  const map = pinnedMap(`${directory}/protected`, 1, createProtectedMap)
+  clearMap(map, PREFIX_KEY)
+  return map
 }
 
 /** Makes the map of one pod's own addresses; the caller closes it. */

@@ -2,7 +2,7 @@
 
 import { mkdirSync, rmSync, statfsSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
-import { addressOf, bpf, ERRNO, errnoText, mount, must, systemError } from './libc.ts'
+import { addressOf, bpf, close, ERRNO, errnoText, mount, must, systemError } from './libc.ts'
 
 const COMMAND = {
   MAP_CREATE: 0,
@@ -196,6 +196,24 @@ export function getPinned(path: string): number {
   const fd = call(COMMAND.OBJ_GET, {}, { 0: text(path) })
   if (fd === -ERRNO.ENOENT) return -1
   return must(fd, 'BPF_OBJ_GET', path)
+}
+
+/** Opens the map that is pinned there, or, where there is none whose values have this size, makes one and pins it. Throws DetourError. */
+export function pinnedMap(path: string, valueSize: number, make: () => number): number {
+  const there = getPinned(path)
+  if (there >= 0) {
+    if (mapInfo(there).valueSize === valueSize) return there
+    close(there)
+    unpin(path)
+  }
+  const fd = make()
+  try {
+    pin(fd, path)
+    return fd
+  } catch (error) {
+    close(fd)
+    throw error
+  }
 }
 
 /** Removes a pin, or a directory of pins; one that is not there is fine. */

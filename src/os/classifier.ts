@@ -7,10 +7,10 @@
 //   program_<interface>_<hook>    a program that a filter runs
 //   clsact_<interface>            an empty directory: the clsact qdisc was made for us
 
-import { mkdirSync, readdirSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
-import { attachTcx, getPinned, type Hook, linkInterface, pin, unpin } from './bpf.ts'
-import { addClsact, addFilter, deleteClsact, deleteFilter, hasFilter } from './clsact.ts'
+import { attachTcx, getPinned, type Hook, linkInterface, pin, unpin, updateLink } from './bpf.ts'
+import { addClsact, deleteClsact, deleteFilter, hasFilter, putFilter } from './clsact.ts'
 import { close, ERRNO, interfaceIndex, must } from './libc.ts'
 import { inNamespace } from './netns.ts'
 
@@ -45,21 +45,65 @@ export function attachClassifier(
   persist: boolean,
 ): Hold {
   const { namespace, interface: name, hook, program, first = false } = classifier
-  const file = name.replaceAll('.', ':')
   if (rung !== 'clsact') {
     const link = inNamespace(namespace, () => attachTcx(program, interfaceIndex(name), hook, first))
     if (link >= 0) {
-      if (persist) pin(link, `${directory}/link_${file}_${hook}`)
+      if (persist) pin(link, pathOf(directory, 'link', name, hook))
       return { rung: 'tcx', link }
     }
     if (link !== -ERRNO.EINVAL) must(link, `BPF_LINK_CREATE tcx ${hook}`, name)
     if (rung === 'tcx') throw new DetourError('unsupported', `interface ${name}: no TCX here (kernel 6.6); use clsact`)
   }
-  pin(program, `${directory}/program_${file}_${hook}`)
-  if (addClsact(namespace, name)) mkdirSync(`${directory}/clsact_${file}`)
-  addFilter(namespace, name, hook, program)
+  putRecorded(classifier, directory)
   return { rung: 'clsact', link: -1 }
 }
+
+/** How a classifier that a pin directory records is held on the interface of this name and index; undefined where it is not. */
+export function heldBy(
+  { namespace, interface: name, hook }: Omit<Classifier, 'program'>,
+  index: number,
+  directory: string,
+): AttachRung | undefined {
+  const link = getPinned(pathOf(directory, 'link', name, hook))
+  if (link < 0)
+    return existsSync(pathOf(directory, 'program', name, hook)) && hasFilter(namespace, name, hook)
+      ? 'clsact'
+      : undefined
+  try {
+    return linkInterface(link) === index ? 'tcx' : undefined
+  } finally {
+    close(link)
+  }
+}
+
+/** Has the classifier that `heldBy` finds run another program from now on, without a packet in between. Throws DetourError. */
+export function replaceClassifier(classifier: Classifier, rung: AttachRung, directory: string): void {
+  const { interface: name, hook, program } = classifier
+  if (rung === 'clsact') {
+    putRecorded(classifier, directory)
+    return
+  }
+  const path = pathOf(directory, 'link', name, hook)
+  const link = must(getPinned(path), 'BPF_OBJ_GET', path)
+  try {
+    updateLink(link, program)
+  } finally {
+    close(link)
+  }
+}
+
+function putRecorded({ namespace, interface: name, hook, program }: Classifier, directory: string): void {
+  const path = pathOf(directory, 'program', name, hook)
+  unpin(path)
+  pin(program, path)
+  if (addClsact(namespace, name)) mkdirSync(`${directory}/clsact_${fileOf(name)}`, { recursive: true })
+  putFilter(namespace, name, hook, program)
+}
+
+const fileOf = (name: string) => name.replaceAll('.', ':')
+
+const pathOf = (directory: string, kind: 'link' | 'program', name: string, hook: Hook) =>
+  `${directory}/${kind}_${fileOf(name)}_${hook}`
 
 /** Takes off every classifier that a pin directory records, and the directory; what is already gone, interface and namespace included, is fine. */
 export function detachClassifiers(namespace: string, directory: string): void {

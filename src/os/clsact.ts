@@ -40,8 +40,8 @@ export function deleteClsact(namespace: string, name: string): void {
   ask(namespace, name, (socket, index) => socket.request(RTM.DELQDISC, NLM_F_ACK, qdisc(index)))
 }
 
-/** Adds our filter, which runs a program (its file descriptor) and does what that returns. Throws DetourError. */
-export function addFilter(namespace: string, name: string, hook: Hook, program: number): void {
+/** Adds our filter, or takes the place of the one that is there without a packet in between; it runs a program (its file descriptor) and does what that returns. Throws DetourError. */
+export function putFilter(namespace: string, name: string, hook: Hook, program: number): void {
   const options = [
     ...attribute(TCA_BPF.FD, words(program)),
     ...attribute(TCA_BPF.NAME, cString('detour')),
@@ -49,7 +49,7 @@ export function addFilter(namespace: string, name: string, hook: Hook, program: 
   ]
   const result = ask(namespace, name, (socket, index) => {
     const payload = [...filter(index, hook), ...attribute(TCA.OPTIONS, options)]
-    return socket.request(RTM.NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, payload)
+    return socket.request(RTM.NEWTFILTER, NLM_F_ACK | NLM_F_CREATE, payload)
   })
   must(result, `RTM_NEWTFILTER ${hook}`, name)
 }

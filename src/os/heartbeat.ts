@@ -67,10 +67,15 @@ export class Heartbeat {
 
   /** Sets limit and fail mode, beats for all workers, and turns interception on. */
   enable(failMode: FailMode, limitMs: number): void {
-    this.words[HEARTBEAT.LIMIT / 4] = msToUnits(limitMs)
-    this.words[HEARTBEAT.FAIL / 4] = failMode === 'closed' ? 1 : 0
+    this.govern(failMode, limitMs)
     this.beats.fill(monotonicUnits())
     this.words[HEARTBEAT.ENABLED / 4] = 1
+  }
+
+  /** Sets limit and fail mode. */
+  govern(failMode: FailMode, limitMs: number): void {
+    this.words[HEARTBEAT.LIMIT / 4] = msToUnits(limitMs)
+    this.words[HEARTBEAT.FAIL / 4] = failMode === 'closed' ? 1 : 0
   }
 
   /** Lets every packet pass from now on, as if nothing were attached. */
