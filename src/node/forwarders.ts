@@ -174,6 +174,9 @@ export class Forwarders {
 
 const policyOf = ({ bypass }: Config) => compile(bypass.map(bypassRule), VERDICT.STEER, 'bypass')
 
+/** How the bypass rules are called, by their numbers. */
+export const bypassNames = ({ bypass }: Config) => bypass.map(rule => bypassRule(rule).name)
+
 /** The longest time between two heartbeats is a quarter of the limit. */
 const paceOf = ({ heartbeatLimitMs, polling }: Config) => ({
   tickMs: Math.min(50, Math.max(5, Math.floor(heartbeatLimitMs / 4))),

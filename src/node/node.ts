@@ -4,6 +4,7 @@ import { createCaptures } from '../control/captures.ts'
 import { type Config, configuredEndpoints, type EndpointConfig, workerCount } from '../control/config.ts'
 import { createPeers } from '../control/peers.ts'
 import { openTunnelSockets } from '../control/sockets.ts'
+import type { FlowLog } from '../control/flow-log.ts'
 import type { Source } from '../control/source.ts'
 import { openUnderlay, type Underlay, underlayDevices } from '../control/underlay.ts'
 import type { DeviceSpec } from '../device/open.ts'
@@ -21,6 +22,7 @@ import { EndpointPool, tunnelOf } from './endpoints.ts'
 import { openExpress } from './express.ts'
 import { createTables, Forwarders } from './forwarders.ts'
 import type { Inheritance } from './handover.ts'
+import { createJournals, FlowJournal } from './journal.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { openProtectedMap } from './prefixes.ts'
 import { type NodeParts, nodeSource } from './source.ts'
@@ -49,6 +51,8 @@ export interface NodeOptions {
   probe?: ProbeOptions
   /** Capture files for what pods send and get, and for what the underlay carries; of further workers, `-1` and so on stands in front of the extension. */
   capture?: { overlay?: string; underlay?: string; limitBytes?: number }
+  /** Takes a line for each flow that begins or ends; its owner's to close, after the node's end. */
+  flowLog?: FlowLog
   /** Takes a line for each choice that was made. */
   log?: (line: string) => void
   /** What a live predecessor has open; taken, also when this throws. Its pods take the place of `pods`. */
@@ -144,6 +148,8 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       const place = { ...options, rung: underlay.offloadRung, pool: peers.pool, workers: steering.workers, log }
       return direct ? [] : openExpress(place).map((device, worker) => ({ device, capture: captures[worker] }))
     }
+    const { flowLog } = options
+    const journals = flowLog && createJournals(steering.workers)
     const workers = await Forwarders.start({
       config,
       tunnel,
@@ -153,10 +159,19 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       express: options.paused ? [] : expressDevices(),
       seed: randomSeed(),
       flows: createTables(config, steering.workers),
+      journals,
       paused: options.paused ?? false,
       peers,
     })
     forwarders = workers
+    const names = {
+      attachment: (number: number) => pods?.id(number) ?? '',
+      pod: (number: number) => pods?.label(number) ?? '',
+      endpoint: (number: number) => endpoints.nameOf(number) || undefined,
+    }
+    const journal = journals && flowLog && new FlowJournal(journals, flowLog, names)
+    // NB: flows that are left to another process have not ended.
+    made.push((leaving?: boolean) => journal?.close(leaving === true ? [] : workers.all.map(({ flows }) => flows)))
     const renewExpress = async () => {
       await workers.useExpress([])
       await workers.useExpress(expressDevices())
@@ -166,7 +181,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     made.push(leaving => leaving || unpin(directory))
     pods = new Pods({ config, forwarders, steering, protectedMap, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)
-    const parts = { config, namespace, underlay, endpoints, forwarders, pods }
+    const parts = { config, namespace, underlay, endpoints, forwarders, pods, journal }
     upkeep = new Upkeep({ ...parts, uplink: options.uplink, renewExpress, log })
     for (const pod of options.pods) upkeep.keep(pod)
     return running(parts, upkeep, takeAway)

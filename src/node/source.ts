@@ -10,9 +10,11 @@ import { queueDrops } from '../os/netns.ts'
 import type { Alarm } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
 import type { EndpointPool } from './endpoints.ts'
-import type { Forwarders } from './forwarders.ts'
+import { bypassNames, type Forwarders } from './forwarders.ts'
 import { gateCounters } from './gates.ts'
+import type { FlowJournal } from './journal.ts'
 import type { Pods } from './pods.ts'
+import { Tracing } from './tracing.ts'
 import type { Upkeep } from './upkeep.ts'
 
 /** The parts of a running node. */
@@ -23,10 +25,11 @@ export interface NodeParts {
   endpoints: EndpointPool
   forwarders: Forwarders
   pods: Pods
+  journal?: FlowJournal
 }
 
 export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
-  const { config, underlay, endpoints, forwarders, pods } = parts
+  const { config, underlay, endpoints, forwarders, pods, journal } = parts
   const { profile, local = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
   function* flows(): Generator<FlowRow> {
@@ -36,11 +39,19 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
         endpoint: number => endpoints.nameOf(number),
       })
   }
+  const tracing = new Tracing({
+    workers: forwarders.all.map(({ name }) => name),
+    attachment: number => pods.id(number),
+    numberOf: id => pods.numberOf(id),
+    endpoint: number => endpoints.nameOf(number),
+    bypass: () => bypassNames(config),
+    trace: inputs => forwarders.trace(inputs),
+  })
   return {
     info: () => ({ face: 'node', profile }),
     counters: () => [...forwarders.counters(), gateCounters(pods.attachments)],
     flows: query => selectFlows(flows(), query, capacity),
-    attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, config)),
+    attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, config, pods)),
     underlay: () => [
       {
         device: underlay.device,
@@ -57,6 +68,8 @@ export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
     ],
     alarms: () => alarmRows(upkeep.list()),
     endpoints: () => endpoints.rows(number => forwarders.flowsTo(number)),
+    flowLogLost: () => journal?.lost ?? 0,
+    trace: request => tracing.ask(request),
     workers: () => {
       const now = monotonicMs()
       return forwarders.all.map(({ name, flows }) => ({
@@ -76,10 +89,11 @@ function alarmRows(alarms: Alarm[]): AlarmRow[] {
   return rows.sort((a, b) => Number(b.raised) - Number(a.raised) || a.sinceMs - b.sinceMs)
 }
 
-function attachmentRow(attachment: Attachment, config: Config): AttachmentRow {
+function attachmentRow(attachment: Attachment, config: Config, pods: Pods): AttachmentRow {
   const { redirected, passed, dropped } = attachment.failCounters()
   return {
     id: attachment.id,
+    pod: pods.label(pods.numberOf(attachment.id) ?? -1) || undefined,
     namespace: attachment.namespace,
     interface: attachment.interface,
     mac: attachment.mac,
