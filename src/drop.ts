@@ -52,6 +52,7 @@ const REASONS = {
   NOT_IP: 'neither IPv4 nor IPv6',
   POLICY: 'a rule says drop',
   RESET: 'a rule says reset',
+  FORBIDDEN: 'a policy forbids the request; answered with 403',
   STREAM_OVERLAP: 'a TCP segment says something else than what was seen of the same place in its stream',
   STREAM_FULL: 'a TCP segment is too far ahead of a gap to be kept until that is filled',
   ENDPOINT_DOWN: 'the endpoint does not answer and the attachment fails closed',

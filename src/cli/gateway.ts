@@ -8,15 +8,13 @@ import { type ControlServer, dropRows, serveControl, stageRows } from '../contro
 import { DetourError } from '../errors.ts'
 import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
 import { PROFILE_NAMES } from '../gateway/profile.ts'
-import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
-import { parseWorkerCount } from './options.ts'
+import { addPolicyFlags, type PolicyFlags, parseWorkerCount, policyOf } from './options.ts'
 import { painter } from './table.ts'
 import { VIEWS } from './views.ts'
 
-interface Options {
+interface Options extends PolicyFlags {
   listen: { address: string; port?: number }
   profile: string
-  policy?: string
   log?: string
   namespace?: string
   interface?: string
@@ -34,7 +32,7 @@ const STDOUT = 1
 
 /** The subcommand `gateway`. */
 export function gatewayCommand(): Command {
-  return new Command('gateway')
+  const command = new Command('gateway')
     .description('Ends tunnels as an inspection endpoint does: applies a rule file and returns what it allows.')
     .requiredOption(
       '-l, --listen <ADDR[:PORT]>',
@@ -42,7 +40,7 @@ export function gatewayCommand(): Command {
       parseListen,
     )
     .addOption(new Option('-p, --profile <NAME>', 'what the tunnel is like').choices(PROFILE_NAMES).default('geneve'))
-    .option('--policy <FILE>', 'rule file (YAML); everything is allowed without one')
+  return addPolicyFlags(command)
     .option('--log <FILE>', 'a JSON line a verdict is appended here; - for standard output')
     .option('--namespace <NS>', 'name or path of the network namespace to listen in')
     .option(
@@ -76,6 +74,7 @@ The rule file; the first rule that matches decides:
 
 Examples:
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml --log verdicts.jsonl
+  detour gateway --listen 0.0.0.0 --policy policies/ --inventory cluster.json --deny-with 403
   detour gateway --listen [::1]:4789 --profile vxlan --log -
   sudo detour gateway --listen 10.99.0.2 --namespace endpoint --interface eth0`,
     )
@@ -84,20 +83,20 @@ Examples:
 
 async function run(options: Options, command: Command): Promise<void> {
   if (options.interface === undefined) refuseRungs(options, command)
-  const rules = options.policy === undefined ? ALLOW_ALL : readRules(options.policy)
+  const policy = policyOf(options)
   const logFd = options.log === undefined ? undefined : openLog(options.log)
   // With verdicts on standard output, what is for people goes beside it.
   const say = options.json || logFd !== STDOUT ? process.stdout : process.stderr
   // Heard from here on, so that a signal never leaves an interface half changed.
   const stopped = stopSignal()
-  const gateway = await startGateway({ ...startOptions(options), rules, logFd })
+  const gateway = await startGateway({ ...startOptions(options), policy, logFd })
   let control: ControlServer | undefined
   try {
     control = await serveControl(gateway.source, { path: options.control })
     const listening = {
       where: gateway.where,
       profile: options.profile,
-      rules: rules.rules.length,
+      rules: 'rules' in policy ? policy.rules.length : policy.policies.length,
       control: control.path,
     }
     say.write(options.json ? `${JSON.stringify({ event: 'listening', ...listening })}\n` : introduce(listening))
@@ -112,7 +111,7 @@ async function run(options: Options, command: Command): Promise<void> {
   say.write(`${summary(gateway, options.json === true)}\n`)
 }
 
-function startOptions(options: Options): Omit<GatewayOptions, 'rules'> {
+function startOptions(options: Options): Omit<GatewayOptions, 'policy'> {
   const { listen, profile, namespace, write, strictReserved = false, zeroChecksum6 = false } = options
   return {
     ...listen,

@@ -168,13 +168,12 @@ async function replayInstead(reason: string, { profile, report: folder, json }: 
   makeReportFolder(folder)
   const output = join(folder, 'returned.pcap')
   const log = join(folder, 'verdicts.jsonl')
-  const rules = readRules(policy)
   const report = await runReplay({
     input,
     output,
     log,
     tunnel: tunnelOf({ profile }),
-    rules,
+    policy: readRules(policy),
     live: false,
     rate: 'max',
     workers: 1,

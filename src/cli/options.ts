@@ -3,8 +3,13 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Config, configSchema, type WorkerCount } from '../control/config.ts'
 import { tunnelConfig } from '../control/tunnel.ts'
+import { readYamlDocuments } from '../control/yaml.ts'
 import { parseFaults } from '../device/faults.ts'
 import { DetourError } from '../errors.ts'
+import { DENIALS, type Denial, type Policy } from '../gateway/judge.ts'
+import { inventoryOf } from '../gateway/policy/inventory.ts'
+import { policiesOf, readManifests } from '../gateway/policy/policies.ts'
+import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
 import type { ReplayOptions } from '../lab/replay.ts'
 import { MAX_WORKERS } from '../os/limits.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
@@ -101,4 +106,35 @@ export function wrappersOf({ pcap, trace, fault }: WrapperFlags): ReplayOptions[
     ...(trace === undefined ? {} : { trace: { count: trace === true ? TRACE_COUNT : trace } }),
     ...(fault === undefined ? {} : { faults: parseFaults(fault) }),
   }
+}
+
+/** Flags that say what a gateway decides by. */
+export interface PolicyFlags {
+  policy?: string
+  inventory?: string
+  denyWith: Denial
+}
+
+/** Adds them to a command. */
+export function addPolicyFlags(command: Command): Command {
+  return command
+    .option('--policy <PATH>', 'rule file (YAML), or manifests of policies beside --inventory; all is allowed without')
+    .option('--inventory <FILE>', 'pods and namespaces as kubectl prints them: --policy is NetworkPolicy and such')
+    .addOption(
+      new Option('--deny-with <HOW>', 'what policies of Kubernetes and Cilium do to a flow that they deny')
+        .choices(DENIALS)
+        .default('reset'),
+    )
+}
+
+/** Reads what the flags name; throws DetourError. */
+export function policyOf({ policy, inventory, denyWith }: PolicyFlags): Policy {
+  if (inventory === undefined) return policy === undefined ? ALLOW_ALL : readRules(policy)
+  if (policy === undefined)
+    throw new DetourError('usage', '--inventory is of use only to policies; name them with --policy')
+  const manifests = { policies: readManifests([policy]), inventory: readYamlDocuments(inventory), denial: denyWith }
+  // Said here rather than by a worker.
+  policiesOf(manifests.policies)
+  inventoryOf(manifests.inventory)
+  return manifests
 }

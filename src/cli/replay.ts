@@ -4,14 +4,16 @@ import { lookup } from 'node:dns/promises'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import type { CaptureFormat, Rate } from '../device/pcap.ts'
 import { DetourError } from '../errors.ts'
-import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
 import { runReplay } from '../lab/replay.ts'
 import type { ReplayReport } from '../lab/replay-report.ts'
 import { COLUMN, type StageCounters } from '../memory/counters.ts'
 import { dropsOf } from './convert.ts'
 import {
+  addPolicyFlags,
   addTunnelOptions,
   addWrapperOptions,
+  type PolicyFlags,
+  policyOf,
   type TunnelFlags,
   tunnelOf,
   type WrapperFlags,
@@ -19,11 +21,10 @@ import {
 } from './options.ts'
 import { bytes, count, duration, Progress, packetRate, table } from './table.ts'
 
-interface ReplayFlags extends TunnelFlags, WrapperFlags {
+interface ReplayFlags extends TunnelFlags, WrapperFlags, PolicyFlags {
   read: string
   write?: string
   format?: CaptureFormat
-  policy?: string
   log?: string
   endpoint?: string
   rate: Rate
@@ -40,7 +41,7 @@ export function replayCommand(): Command {
     .addOption(
       new Option('--format <FORMAT>', 'of RETURNED (default: as the input)').choices(['pcap', 'pcap-ns', 'pcapng']),
     )
-    .option('--policy <FILE>', "the gateway's rule file (default: allow everything)")
+  return addWrapperOptions(addTunnelOptions(addPolicyFlags(command)))
     .option('--log <FILE>', "the gateway's verdicts, one JSON line each; - for standard output")
     .option('--endpoint <HOST:PORT>', 'a live endpoint over UDP, instead of a gateway in this process')
     .option(
@@ -57,11 +58,11 @@ export function replayCommand(): Command {
 Examples:
   detour replay -r in.pcap                              what would the tunnel and a gateway do to this?
   detour replay -r in.pcap -w returned.pcap --policy rules.yaml --log verdicts.jsonl
+  detour replay -r in.pcap --policy policies/ --inventory cluster.json --log -
   detour replay -r in.pcap --profile vxlan --endpoint 127.0.0.1:4789 --rate 5000pps
   detour replay -r in.pcap --fault loss=1%,seed=7 --pcap underlay.pcapng`,
     )
     .action((flags: ReplayFlags) => replay(flags))
-  return addWrapperOptions(addTunnelOptions(command))
 }
 
 function parseRate(text: string): Rate {
@@ -80,14 +81,13 @@ function parseWorkers(text: string): number {
 
 async function replay(flags: ReplayFlags): Promise<void> {
   refuseContradictions(flags)
-  const rules = flags.policy === undefined ? ALLOW_ALL : readRules(flags.policy)
   const progress = new Progress()
   const report = await runReplay({
     input: flags.read,
     output: flags.write,
     format: flags.format,
     tunnel: tunnelOf(flags.endpoint === undefined ? flags : await liveTunnel(flags, flags.endpoint)),
-    rules,
+    policy: policyOf(flags),
     log: flags.log,
     live: flags.endpoint !== undefined,
     rate: flags.rate,

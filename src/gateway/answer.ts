@@ -31,6 +31,14 @@ const TTL = 64
 const RATE = 1000
 const BURST = 100
 
+const NOTHING = new Uint8Array(0)
+const WINDOW = 0xffff
+
+/** RFC 9110 section 15.5.4. */
+const FORBIDDEN = new TextEncoder().encode(
+  'HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nContent-Length: 23\r\nConnection: close\r\n\r\nforbidden by a policy\r\n',
+)
+
 export class Answers {
   private readonly pool: Pool
   private readonly counters: StageCounters
@@ -52,6 +60,18 @@ export class Answers {
     else if (this.mayAnswer(frame)) this.prohibited(frame, out)
   }
 
+  /** Appends the server's answer to a request that a policy forbids, and a reset for the server, which has not seen it. */
+  forbid(frame: number, out: Batch): void {
+    const { pool } = this
+    const b = pool.bytes
+    const at = pool.transport[frame]
+    const sequence = tcp.sequence(b, at)
+    const acknowledgment = tcp.acknowledgment(b, at)
+    const next = sequence + packetEnd(pool, frame) - pool.payload[frame]
+    this.segment(frame, out, true, acknowledgment, next, tcp.ACK | tcp.PSH | tcp.FIN, FORBIDDEN)
+    this.segment(frame, out, false, sequence, acknowledgment, tcp.RST | tcp.ACK)
+  }
+
   /** RFC 9293 section 3.10.7.1 (CLOSED) for the sender; for the receiver, a segment at the very number it waits for, as RFC 5961 section 3.2 demands. */
   private reset(frame: number, out: Batch): void {
     const { pool } = this
@@ -70,7 +90,7 @@ export class Answers {
     if (acknowledges) this.segment(frame, out, false, sequence, acknowledgment, tcp.RST | tcp.ACK)
   }
 
-  /** Makes a TCP segment without data, with or against the direction of `frame`. */
+  /** Makes a TCP segment, with or against the direction of `frame`. */
   private segment(
     frame: number,
     out: Batch,
@@ -78,8 +98,9 @@ export class Answers {
     sequence: number,
     acknowledgment: number,
     flags: number,
+    data: Uint8Array = NOTHING,
   ): void {
-    const made = this.begin(frame, back, ipv4.PROTOCOL.TCP, tcp.HEADER, 0)
+    const made = this.begin(frame, back, ipv4.PROTOCOL.TCP, tcp.HEADER + data.length, 0)
     if (made < 0) return
     const { pool } = this
     const b = pool.bytes
@@ -96,9 +117,11 @@ export class Answers {
       sequence,
       acknowledgment,
       flags,
-      0,
+      data.length === 0 ? 0 : WINDOW,
     )
-    tcp.updateChecksum(b, pool.network[made], at, at + tcp.HEADER)
+    b.set(data, at + tcp.HEADER)
+    pool.payload[made] = at + tcp.HEADER
+    tcp.updateChecksum(b, pool.network[made], at, at + tcp.HEADER + data.length)
     this.finish(made, out)
   }
 

@@ -22,9 +22,9 @@ import type { Leg } from '../pipeline/loop.ts'
 import { Split } from '../pipeline/split.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import { Inspect } from './inspect.ts'
+import type { Policy } from './judge.ts'
 import { fileSink, sharedSink, VerdictLog } from './log.ts'
 import { profileNamed } from './profile.ts'
-import type { Rules } from './rules.ts'
 import { Turn } from './turn.ts'
 
 /** What a gateway does with packets: plain data. Of the tunnel, addresses and VNI do not matter: anybody may send. */
@@ -32,7 +32,7 @@ export interface EngineOptions {
   tunnel: TunnelConfig
   /** Addresses, or their first bytes, at which the tunnel's port is the gateway's. */
   own: number[][]
-  rules: Rules
+  policy: Policy
   flows: FlowTableHandle
   seed: Seed
   /** Where verdict lines go; -1 for nowhere. Stays open. */
@@ -82,7 +82,7 @@ export class Engine {
     options: EngineOptions,
     peers: readonly (Device | undefined)[] = [],
   ) {
-    const { tunnel, own, rules, flows, seed, logFd, live, share } = options
+    const { tunnel, own, policy, flows, seed, logFd, live, share } = options
     const profile = profileNamed(tunnel.profile)
     this.live = live
     const sink = logFd < 0 ? (block: Uint8Array) => block.length : fileSink(logFd)
@@ -93,7 +93,7 @@ export class Engine {
     const handover = share && new Handover(pool, share.worker, share.steering, peers)
     this.inspect = new Inspect(pool, counters.stage('inspect'), {
       profile,
-      rules,
+      policy,
       flows,
       fragments: new FragmentTable(),
       seed,

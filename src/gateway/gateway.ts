@@ -20,8 +20,8 @@ import type { AttachRung } from '../os/classifier.ts'
 import { inNamespace } from '../os/netns.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { GatewayInput, GatewayResult } from './engine.ts'
+import type { Policy } from './judge.ts'
 import { profileNamed } from './profile.ts'
-import type { Rules } from './rules.ts'
 
 /** Frames of the pool: a batch, two answers to each, segments of a super-packet, and room to spare. */
 const FRAMES = 1024
@@ -37,7 +37,7 @@ export interface GatewayOptions {
   address: string
   /** The profile's own when not given. */
   port?: number
-  rules: Rules
+  policy: Policy
   /** File descriptor for verdict lines; nowhere when not given. Stays open. */
   logFd?: number
   /** Name or path of a network namespace; the current one when not given. */
@@ -106,7 +106,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
       engine: {
         tunnel,
         own,
-        rules: options.rules,
+        policy: options.policy,
         flows,
         seed,
         logFd: options.logFd ?? -1,

@@ -1,11 +1,10 @@
-// Inspection: decides every flow once by the rule file, searches its payloads for signatures, and stops what a rule stops.
+// Inspection: has every flow judged, by its first packet and by what it carries, and stops what a rule stops.
 
 import { DROP, type DropReason } from '../drop.ts'
 import type { FragmentTable } from '../flow/fragments.ts'
 import type { Seed } from '../flow/hash.ts'
 import { KEY, readKey } from '../flow/key.ts'
 import type { FlowTableHandle } from '../flow/layout.ts'
-import { compile, Policy } from '../flow/policy.ts'
 import { FlowTable } from '../flow/table.ts'
 import { VERDICT, verdictName } from '../flow/verdict.ts'
 import type { Batch } from '../memory/batch.ts'
@@ -18,14 +17,15 @@ import * as ipv6 from '../wire/ipv6.ts'
 import * as tcp from '../wire/tcp.ts'
 import * as udp from '../wire/udp.ts'
 import { Answers, packetEnd } from './answer.ts'
+import { type Judge, type Policy, UNDECIDED } from './judge.ts'
 import type { VerdictLog } from './log.ts'
+import { PolicyJudge } from './policy/judge.ts'
 import type { Profile } from './profile.ts'
-import type { Rule, Rules } from './rules.ts'
-import { Search } from './search.ts'
+import { RuleJudge } from './rule-judge.ts'
 
 export interface InspectOptions {
   profile: Profile
-  rules: Rules
+  policy: Policy
   flows: FlowTableHandle
   fragments: FragmentTable
   seed: Seed
@@ -38,8 +38,6 @@ export interface InspectOptions {
   handover?: Handover
 }
 
-const ACTION = { allow: VERDICT.ALLOW, drop: VERDICT.DROP, reset: VERDICT.RESET } as const
-const DEFAULT_RULE = -1
 const STRAY = -1
 
 /** Packets between two looks for idle flows, and rows looked at: every row is visited once in as many packets as there are rows. */
@@ -52,13 +50,7 @@ export class Inspect {
   private readonly counters: StageCounters
   private readonly options: InspectOptions
   private readonly answers: Answers
-  private readonly search: Search
-  /** The rules without a signature, and where they stand in the file. */
-  private readonly plain: Policy
-  private readonly plainAt: number[]
-  /** Each rule with a signature as a policy of its own, and where it stands in the file. */
-  private readonly signed: Policy[]
-  private readonly signedAt: number[]
+  private readonly judge: Judge
   private readonly tenants: Tenants
   /** 1 where end B opened the flow; by row. */
   private readonly opener: Uint8Array
@@ -66,20 +58,16 @@ export class Inspect {
   private nextFlow: number
 
   constructor(pool: Pool, counters: StageCounters, options: InspectOptions) {
-    const { rules } = options.rules
-    const indexes = rules.map((_, i) => i)
     this.pool = pool
     this.counters = counters
     this.options = options
     this.nextFlow = options.flowIds?.first ?? 1
     this.flows = new FlowTable(options.flows)
     this.answers = new Answers(pool, counters, options.profile)
-    this.plainAt = indexes.filter(i => rules[i].signature === undefined)
-    this.signedAt = indexes.filter(i => rules[i].signature !== undefined)
-    this.plain = policyOf(this.plainAt.map(i => rules[i]))
-    this.signed = this.signedAt.map(i => policyOf([rules[i]]))
-    const signatures = this.signedAt.map(i => rules[i].signature!)
-    this.search = new Search(pool, signatures, options.flows.capacity + 1)
+    const { policy } = options
+    const rows = options.flows.capacity + 1
+    this.judge = 'rules' in policy ? new RuleJudge(pool, policy, rows) : new PolicyJudge(pool, policy)
+    this.flows.onEnd = row => this.judge.release(row)
     this.tenants = new Tenants()
     this.opener = new Uint8Array(options.flows.capacity + 1)
   }
@@ -110,6 +98,7 @@ export class Inspect {
         continue
       }
       if (reason === DROP.RESET) this.answers.make(frame, out)
+      else if (reason === DROP.FORBIDDEN) this.answers.forbid(frame, out)
       counters.dropped(reason)
       pool.free(frame)
     }
@@ -155,30 +144,27 @@ export class Inspect {
     flows.touch(row, pool.reversed[frame], packetsOf(pool, frame), packetEnd(pool, frame) - pool.network[frame])
     if (isTcp) flows.tcpFlags(row, pool.reversed[frame], tcp.flags(pool.bytes, pool.transport[frame]))
 
-    const found = this.search.active(row) && ownProtocol(pool, frame) ? this.search.run(frame, row) : -1
-    if (found >= 0) this.settle(row, this.signedAt[found])
-    if (isNew || found >= 0) this.log(frame, row, vni, found >= 0 ? this.search.matchedAt : -1)
+    const { judge } = this
+    const found = judge.watches(row) && ownProtocol(pool, frame) ? judge.judge(frame, row) : UNDECIDED
+    const stopped = found === UNDECIDED && judge.watches(row) ? judge.stopped : 0
+    if (found !== UNDECIDED) this.settle(row, found)
+    if (isNew || found !== UNDECIDED) this.log(frame, row, vni, found !== UNDECIDED)
     const verdict = flows.verdict(row)
+    if (verdict === VERDICT.ALLOW) return stopped
     if (verdict === VERDICT.DROP) return DROP.POLICY
-    if (verdict !== VERDICT.RESET) return 0
+    if (verdict === VERDICT.FORBID && found !== UNDECIDED) return DROP.FORBIDDEN
+    // Who was answered with 403 acknowledges that, and is let go when it hangs up.
+    if (verdict === VERDICT.FORBID && !isFin(pool, frame)) return DROP.POLICY
     // Both ends are told to forget the connection, so its row is not kept for long either.
     if (isTcp) flows.tcpFlags(row, pool.reversed[frame], tcp.RST)
     return DROP.RESET
   }
 
-  /** Gives a new flow the first rule that needs no payload, and the signatures of the rules in front of it to search for. */
+  /** Decides a new flow, for now or for good. */
   private decide(frame: number, row: number, opener: number): void {
-    const { pool, plain, signed, signedAt } = this
-    const at = frame * KEY_WORDS
-    const match = plain.match(pool.key, at, opener)
-    const rule = match < 0 ? DEFAULT_RULE : this.plainAt[match]
-    this.settle(row, rule)
-    let candidates = 0
-    for (let i = 0; i < signed.length; i++) {
-      if (rule !== DEFAULT_RULE && signedAt[i] > rule) break
-      if (signed[i].match(pool.key, at, opener) >= 0) candidates |= 1 << i
-    }
-    this.search.begin(row, candidates)
+    const rule = this.judge.begin(frame, row, opener)
+    this.flows.setRule(row, rule)
+    this.flows.setVerdict(row, this.judge.verdict(rule))
     this.opener[row] = opener
     this.flows.setState(row, this.nextFlow)
     this.nextFlow += this.options.flowIds?.step ?? 1
@@ -187,22 +173,18 @@ export class Inspect {
   /** Decides a flow for good. */
   private settle(row: number, rule: number): void {
     this.flows.setRule(row, rule)
-    this.flows.setVerdict(
-      row,
-      ACTION[rule === DEFAULT_RULE ? this.options.rules.default : this.options.rules.rules[rule].action],
-    )
-    this.search.begin(row, 0)
+    this.flows.setVerdict(row, this.judge.verdict(rule))
+    this.judge.release(row)
   }
 
-  private log(frame: number, row: number, vni: number, offset: number): void {
-    const { pool, flows, options } = this
+  private log(frame: number, row: number, vni: number, byContent: boolean): void {
+    const { pool, flows, options, judge } = this
     const at = frame * KEY_WORDS
     const ports = pool.key[at + KEY.PORTS]
     const kind = pool.key[at + KEY.KIND]
     const fromB = this.opener[row] === 1
     const a = formatAddress(pool.key, at + KEY.A, kind >>> 24)
     const b = formatAddress(pool.key, at + KEY.B, kind >>> 24)
-    const rule = flows.rule(row)
     options.log.write({
       timeMs: options.timeOriginMs + pool.time[frame],
       flow: flows.state(row),
@@ -213,11 +195,12 @@ export class Inspect {
       destinationPort: fromB ? ports >>> 16 : ports & 0xffff,
       profile: options.profile.name,
       vni,
-      rule: rule === DEFAULT_RULE ? 'default' : options.rules.rules[rule].name,
+      rule: judge.name(flows.rule(row)),
       action: verdictName(flows.verdict(row)),
       packet: this.packets,
       bytes: packetEnd(pool, frame) - pool.network[frame],
-      offset,
+      offset: byContent ? judge.matchedAt : -1,
+      detail: byContent ? judge.detail : undefined,
     })
   }
 }
@@ -243,16 +226,15 @@ class Tenants {
   }
 }
 
-function policyOf(rules: Rule[]): Policy {
-  const compiled = rules.map(({ signature: _, action, ...rule }) => ({ ...rule, verdict: ACTION[action] }))
-  return new Policy(compile(compiled, VERDICT.ALLOW))
-}
-
 /** A SYN with ACK: the packet's receiver has opened the connection. */
 function isAnswer(pool: Pool, frame: number): boolean {
   if (pool.protocol[frame] !== ipv4.PROTOCOL.TCP || pool.transport[frame] === 0) return false
   const both = tcp.SYN | tcp.ACK
   return (tcp.flags(pool.bytes, pool.transport[frame]) & both) === both
+}
+
+function isFin(pool: Pool, frame: number): boolean {
+  return pool.transport[frame] !== 0 && (tcp.flags(pool.bytes, pool.transport[frame]) & tcp.FIN) !== 0
 }
 
 /** False for an ICMP error about the flow, whose payload is not the flow's. */

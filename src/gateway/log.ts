@@ -26,6 +26,8 @@ export interface Verdict {
   bytes: number
   /** Stream or datagram offset behind a signature's last byte; -1 when no signature decided. */
   offset: number
+  /** What decided, where the rule's name does not say it: `GET /secret`. */
+  detail?: string
 }
 
 /** Where blocks of the log go: keeps none of the memory. Returns how many bytes it took. */
@@ -125,5 +127,6 @@ function format(v: Verdict): string {
     packet: v.packet,
     bytes: v.bytes,
     ...(v.offset >= 0 && { offset: v.offset }),
+    ...(v.detail !== undefined && { detail: v.detail }),
   })
 }

@@ -29,7 +29,7 @@ import { createFlowTable } from '../flow/layout.ts'
 import { compile } from '../flow/policy.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import type { GatewayInput, GatewayResult } from '../gateway/engine.ts'
-import type { Rules } from '../gateway/rules.ts'
+import type { Policy } from '../gateway/judge.ts'
 import { type CountersHandle, readCounters, type StageCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { close } from '../os/libc.ts'
@@ -46,7 +46,7 @@ export interface ReplayOptions {
   /** Its local address may be all zero for a live endpoint: the kernel then chooses. */
   tunnel: TunnelConfig
   /** What the gateway in this process does; a live endpoint has its own. */
-  rules: Rules
+  policy: Policy
   /** Where the gateway's verdict lines go, `-` for standard output; those of several workers one after the other. */
   log?: string
   /** The tunnel's remote address and port are a live endpoint; without it the gateway runs in this process. */
@@ -137,7 +137,7 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
       engine: {
         tunnel,
         own: [tunnel.remote],
-        rules: options.rules,
+        policy: options.policy,
         flows: createFlowTable({ capacity: FLOWS }),
         seed: FIXED_SEED,
         logFd: output.log?.fd ?? -1,

@@ -8,7 +8,7 @@ import { DROP_COUNT, dropName } from '../../src/drop.ts'
 import { FIXED_SEED } from '../../src/flow/hash.ts'
 import { createFlowTable } from '../../src/flow/layout.ts'
 import { Engine } from '../../src/gateway/engine.ts'
-import type { Rules } from '../../src/gateway/rules.ts'
+import type { Policy } from '../../src/gateway/judge.ts'
 import { Batch } from '../../src/memory/batch.ts'
 import { COLUMN, Counters } from '../../src/memory/counters.ts'
 import { createPool, HEADROOM, Pool } from '../../src/memory/pool.ts'
@@ -70,7 +70,7 @@ export interface Bench {
   close(): void
 }
 
-export function bench(profile: 'geneve' | 'vxlan', rules: Rules, frames = 512): Bench {
+export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512): Bench {
   const directory = mkdtempSync(join(tmpdir(), 'detour-test-'))
   const path = join(directory, 'verdicts')
   const logFd = openSync(path, 'a')
@@ -97,7 +97,7 @@ export function bench(profile: 'geneve' | 'vxlan', rules: Rules, frames = 512): 
   const engine = new Engine(pool, counters, wire, {
     tunnel,
     own: [[10, 99, 0, 2]],
-    rules,
+    policy,
     flows,
     seed: FIXED_SEED,
     logFd,

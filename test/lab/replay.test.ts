@@ -20,7 +20,7 @@ async function replay(input: string, options: Partial<ReplayOptions> = {}): Prom
   const report = await runReplay({
     input,
     tunnel: tunnelOf({ profile: 'geneve' }),
-    rules: ALLOW_ALL,
+    policy: ALLOW_ALL,
     live: false,
     rate: 'max',
     workers: 1,
@@ -89,10 +89,10 @@ rules:
       output: temporary(name),
       log: temporary(`${name}.log`),
     }))
-    const report = await replay(HTTP, { ...first, rules: policy, workers })
+    const report = await replay(HTTP, { ...first, policy, workers })
     expect(report.faults).toEqual([])
     expectBalance(report, 283)
-    const again = await replay(HTTP, { ...second, rules: policy, workers })
+    const again = await replay(HTTP, { ...second, policy, workers })
     expect(readFileSync(second.output).equals(readFileSync(first.output))).toBe(true)
     expect(readFileSync(second.log).equals(readFileSync(first.log))).toBe(true)
     expect(timeless(again)).toEqual(timeless(report))
@@ -105,7 +105,7 @@ rules:
       const outputs = await Promise.all(
         [1, 2, 3].map(async workers => {
           const output = temporary(`by-${workers}`)
-          const report = await replay(input, { output, workers, rules: policy })
+          const report = await replay(input, { output, workers, policy })
           expectBalance(report, countOf(input))
           return { bytes: readFileSync(output), report: timeless(report) }
         }),
@@ -159,7 +159,7 @@ describe.skipIf(missing)(title('a rule file'), () => {
     const output = temporary('dropped.pcap')
     const report = await replay(HTTP, {
       output,
-      rules: rules('{ default: allow, rules: [{ name: no-udp, protocol: udp, action: drop }] }'),
+      policy: rules('{ default: allow, rules: [{ name: no-udp, protocol: udp, action: drop }] }'),
     })
     expectBalance(report, 283)
     expect(packetsOf(output)).toEqual(packetsOf(HTTP, 'not arp and not udp'))
@@ -174,7 +174,7 @@ describe.skipIf(missing)(title('a rule file'), () => {
     const report = await replay(HTTP, {
       output,
       log,
-      rules: rules('{ default: allow, rules: [{ name: no-web, protocol: tcp, ports: [80], action: reset }] }'),
+      policy: rules('{ default: allow, rules: [{ name: no-web, protocol: tcp, ports: [80], action: reset }] }'),
     })
     expectBalance(report, 283)
     const tcp = packetsOf(HTTP, 'tcp').length
@@ -197,7 +197,7 @@ describe.skipIf(missing)(title('a rule file'), () => {
     const output = temporary('fragments.pcap')
     const report = await replay(mixed, {
       output,
-      rules: rules('{ default: allow, rules: [{ name: stop, protocol: udp, ports: [7777], action: drop }] }'),
+      policy: rules('{ default: allow, rules: [{ name: stop, protocol: udp, ports: [7777], action: drop }] }'),
     })
     expectBalance(report, countOf(mixed))
     // By tshark's reassembly and dissection of what an ICMP error quotes.

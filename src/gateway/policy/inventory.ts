@@ -110,9 +110,14 @@ export class Inventory {
   }
 }
 
-/** Reads an inventory file, JSON or YAML; throws DetourError naming file, object and field. Pods of the host's network and ended ones are no policy's business and are left out. */
+/** Reads an inventory file, JSON or YAML; throws DetourError naming file, object and field. */
 export function readInventory(file: string): Inventory {
-  const objects = readYamlDocuments(file).flatMap(({ value, where }) => items(value, where))
+  return inventoryOf(readYamlDocuments(file))
+}
+
+/** The pods of documents, without those of the host's network and those that have ended: they are no policy's business. Throws DetourError. */
+export function inventoryOf(documents: readonly { value: unknown; where: string }[]): Inventory {
+  const objects = documents.flatMap(({ value, where }) => items(value, where))
   const namespaces = new Map<string, Labels>()
   const pods: z.output<typeof podObject>[] = []
   for (const { value, where } of objects) {
@@ -143,7 +148,7 @@ export function readInventory(file: string): Inventory {
         ),
       }
     }),
-    file,
+    documents[0]?.where,
   )
 }
 

@@ -7,6 +7,9 @@ export const DIRECTIONS = ['ingress', 'egress'] as const
 /** As the selected pod sees it. */
 export type Direction = (typeof DIRECTIONS)[number]
 
+/** The protocol of a flow: rules about ports say nothing of others. */
+export type FlowProtocol = Protocol | 'other'
+
 /** A port that a rule names: a number, a range, or the name of a container's port; any port without `port`. */
 export interface PortRule {
   protocol?: Protocol
@@ -23,6 +26,7 @@ export interface HttpRule {
 
 export interface HttpRequest {
   method: string
+  /** Path and query, in their normal form. */
   path: string
   host: string
   headers: readonly (readonly [name: string, value: string])[]
@@ -74,8 +78,8 @@ export function partyInBlock(party: Party, block: string): boolean {
 }
 
 /** Whether a rule's ports cover a port of the destination. */
-export function portMatches(rule: PortRule, protocol: Protocol, port: number, destination: Party): boolean {
-  if (rule.protocol !== undefined && rule.protocol !== protocol) return false
+export function portMatches(rule: PortRule, protocol: FlowProtocol, port: number, destination: Party): boolean {
+  if (protocol === 'other' || (rule.protocol !== undefined && rule.protocol !== protocol)) return false
   if (rule.port === undefined) return true
   if (typeof rule.port === 'number') return port >= rule.port && port <= (rule.endPort ?? rule.port)
   const named = destination.pod?.ports ?? []

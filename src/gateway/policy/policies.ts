@@ -6,9 +6,10 @@ import { join } from 'node:path'
 import { checkValue, readYamlDocuments } from '../../control/yaml.ts'
 import { DetourError } from '../../errors.ts'
 import { ciliumNetworkPolicy, fromCiliumNetworkPolicy } from './cilium.ts'
-import type { Party, Pod, Protocol } from './inventory.ts'
+import type { Party, Pod } from './inventory.ts'
 import {
   type Direction,
+  type FlowProtocol,
   type HttpRequest,
   type HttpRule,
   type PodPolicy,
@@ -22,9 +23,24 @@ const KINDS: Record<string, (value: unknown, where: string) => PodPolicy[]> = {
   CiliumNetworkPolicy: (value, where) => fromCiliumNetworkPolicy(checkValue(ciliumNetworkPolicy, value, where), where),
 }
 
-/** Reads manifests of files and directories (`.yaml`, `.yml`, `.json`); throws DetourError with file, document and field. */
+/** What a document of a file holds, and its name for people. */
+export interface ManifestDocument {
+  value: unknown
+  where: string
+}
+
+/** Reads the documents of files and directories (`.yaml`, `.yml`, `.json`); throws DetourError. */
+export function readManifests(paths: readonly string[]): ManifestDocument[] {
+  return paths.flatMap(manifestFiles).flatMap(file => readYamlDocuments(file))
+}
+
+/** Reads policies; throws DetourError with file, document and field. */
 export function readPolicies(paths: readonly string[]): PodPolicy[] {
-  const documents = paths.flatMap(manifestFiles).flatMap(file => readYamlDocuments(file))
+  return policiesOf(readManifests(paths))
+}
+
+/** What documents mean; throws as `readPolicies`. */
+export function policiesOf(documents: readonly ManifestDocument[]): PodPolicy[] {
   return documents.flatMap(({ value, where }) => {
     const { kind, items } = value as { kind?: unknown; items?: unknown }
     const isList = typeof kind === 'string' && kind.endsWith('List') && Array.isArray(items)
@@ -62,7 +78,7 @@ function manifestFiles(path: string): string[] {
 export interface FlowQuestion {
   from: Party
   to: Party
-  protocol: Protocol
+  protocol: FlowProtocol
   /** At the destination. */
   port: number
   /** The request, where one is known. */
@@ -74,6 +90,8 @@ export interface HalfAnswer {
   /** `request`: it depends on the HTTP request, of which nothing was said. */
   verdict: 'allow' | 'deny' | 'request'
   reason: string
+  /** The rule, where one decided. */
+  rule?: string
   /** Requests of which one must match. */
   http: readonly HttpRule[]
 }
@@ -112,11 +130,11 @@ export class Policies {
     const { isolated, rules, policies } = this.of(pod)[direction]
     const matching = rules.filter(rule => covers(rule, far, pod, question))
     const denying = matching.find(rule => rule.deny)
-    if (denying !== undefined) return { verdict: 'deny', reason: denying.name, http: [] }
+    if (denying !== undefined) return { verdict: 'deny', reason: denying.name, rule: denying.name, http: [] }
     if (!isolated) return allow(policies === 0 ? 'no policy selects it' : `no policy restricts its ${direction}`)
     const allowing = matching.filter(rule => !rule.deny)
     const whole = allowing.find(rule => rule.http === undefined || rule.http.length === 0)
-    if (whole !== undefined) return allow(whole.name)
+    if (whole !== undefined) return { ...allow(whole.name), rule: whole.name }
     if (allowing.length === 0) return { verdict: 'deny', reason: `no rule allows this ${direction}`, http: [] }
     return byRequest(allowing, question.request)
   }
@@ -154,13 +172,10 @@ function covers(rule: PolicyRule, far: Party, pod: Pod, { protocol, port, to }: 
 
 function byRequest(rules: PolicyRule[], request: HttpRequest | undefined): HalfAnswer {
   const http = rules.flatMap(rule => rule.http ?? [])
-  if (request === undefined)
-    return { verdict: 'request', reason: `${rules[0].name}: only ${http.map(one => one.text).join(', or ')}`, http }
+  const first = rules[0].name
+  const all = http.map(one => one.text).join(', or ')
+  if (request === undefined) return { verdict: 'request', reason: `${first}: only ${all}`, rule: first, http }
   const rule = rules.find(rule => rule.http?.some(one => one.matches(request)))
-  if (rule !== undefined) return { verdict: 'allow', reason: rule.name, http }
-  return {
-    verdict: 'deny',
-    reason: `${rules[0].name}: the request is none of ${http.map(one => one.text).join(', ')}`,
-    http,
-  }
+  if (rule !== undefined) return { verdict: 'allow', reason: rule.name, rule: rule.name, http }
+  return { verdict: 'deny', reason: `${first}: the request is not ${all}`, rule: first, http }
 }
