@@ -24,7 +24,7 @@ import { createTables, Forwarders } from './forwarders.ts'
 import type { Inheritance } from './handover.ts'
 import { createJournals, FlowJournal } from './journal.ts'
 import { type PodOptions, Pods } from './pods.ts'
-import { openProtectedMap } from './prefixes.ts'
+import { openProtectedMap, protect } from './prefixes.ts'
 import { type NodeParts, nodeSource } from './source.ts'
 import { Upkeep } from './upkeep.ts'
 
@@ -178,6 +178,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     }
     const directory = `${PIN_DIRECTORY}/node_${uplink.replaceAll('.', ':')}_${tunnel.port}_${namespaceId(namespace)}`
     const protectedMap = openProtectedMap(directory)
+    protect(protectedMap, config.pods.protectedCidrs)
     made.push(leaving => leaving || unpin(directory))
     pods = new Pods({ config, forwarders, steering, protectedMap, captures: overlay, log })
     for (const pod of options.pods) await pods.attach(pod)

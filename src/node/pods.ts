@@ -24,7 +24,7 @@ export interface PodOptions {
   failMode?: FailMode
   /** What people see beside the id: `default/web-0`. */
   label?: string
-  /** Addresses that count as the pod's beside those of its interface. */
+  /** `address/length`, as the CNI result has them: these are the pod's then, beside link-local ones; else those of its interface. */
   addresses?: string[]
 }
 
@@ -75,7 +75,9 @@ export class Pods {
     const number = this.number()
     const failMode = pod.failMode ?? config.failMode
     const { antiSpoofing } = config.pods
-    const options = { ...pod, failMode, heartbeatLimitMs, protectedMap, rung: rungs.attach, steering, antiSpoofing }
+    const networks = pod.addresses?.length ? pod.addresses : undefined
+    const gates = { protectedMap, rung: rungs.attach, steering, antiSpoofing, networks }
+    const options = { ...pod, failMode, heartbeatLimitMs, ...gates }
     const attachment = attach(options)
     try {
       await this.serve(number, { pod, attachment })

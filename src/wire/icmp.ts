@@ -110,11 +110,6 @@ export function isError6(icmpType: number): boolean {
   return icmpType < 128
 }
 
-/** True for neighbour and router discovery, which never leave a link (RFC 4861). */
-export function isDiscovery6(icmpType: number): boolean {
-  return icmpType >= TYPE6.ROUTER_SOLICITATION && icmpType <= TYPE6.REDIRECT
-}
-
 /** Writes a header with checksum 0. */
 export function write(b: Uint8Array, at: number, icmpType: number, icmpCode: number, word: number): void {
   b[at] = icmpType
