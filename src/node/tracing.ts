@@ -43,7 +43,7 @@ export interface TracedNode {
   numberOf(attachment: string): number | undefined
   endpoint(number: number): string
   /** How the rules are called by which packets pass. NB: of now; flows are told by the number that they were decided by. */
-  bypass(): readonly string[]
+  bypass(): readonly (string | undefined)[]
   trace(inputs: TraceInput[] | undefined): Promise<void>
 }
 
