@@ -93,12 +93,14 @@ export async function plugin(env: Environment, stdin: Input, patience = PATIENCE
 async function read(stdin: Input): Promise<Uint8Array> {
   const chunks: Uint8Array[] = []
   let length = 0
-  for await (const chunk of stdin) {
-    length += chunk.length
-    if (length > INPUT_LIMIT) {
-      throw new CniError(CODE.IO, 'the network configuration is too long', `at most ${INPUT_LIMIT} bytes are read`)
+  try {
+    for await (const chunk of stdin) {
+      length += chunk.length
+      if (length > INPUT_LIMIT) throw new RangeError(`it is longer than ${INPUT_LIMIT} bytes`)
+      chunks.push(chunk)
     }
-    chunks.push(chunk)
+  } catch (error) {
+    throw new CniError(CODE.IO, 'the network configuration cannot be read', (error as Error).message)
   }
   return Buffer.concat(chunks)
 }

@@ -525,6 +525,15 @@ describe('standard input', () => {
     expect((await run('ADD', ' '.repeat(INPUT_LIMIT + 1))).json.code).toBe(5)
   })
 
+  it('that cannot be read is an error', async () => {
+    const failing = (async function* () {
+      yield Buffer.from('{')
+      throw new Error('EIO: i/o error, read')
+    })()
+    const { status, output } = await plugin({ ...ENV, CNI_COMMAND: 'DEL' }, failing)
+    expect([status, JSON.parse(output)]).toMatchObject([1, { code: 5, details: 'EIO: i/o error, read' }])
+  })
+
   it('must be UTF-8', async () => {
     const bytes = Buffer.from(JSON.stringify(config(NOWHERE, { future: 'ÿ' })), 'latin1')
     const { output } = await plugin({ ...ENV, CNI_COMMAND: 'ADD' }, [bytes])
