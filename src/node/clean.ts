@@ -1,13 +1,16 @@
 // Takes away what a daemon left behind: for an uninstallation, when no daemon runs any more.
 
-import { existsSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { connectControl } from '../control/client.ts'
 import { configSchema } from '../control/config.ts'
 import { readYaml } from '../control/yaml.ts'
 import { DetourError } from '../errors.ts'
-import { cleanup } from './attachment.ts'
+import { unpin } from '../os/bpf.ts'
+import { namespaceId } from '../os/netns.ts'
+import { cleanup, PIN_DIRECTORY } from './attachment.ts'
 import { orphans, removePins } from './leftovers.ts'
+import { Settings } from './settings.ts'
 import { Store } from './store.ts'
 
 /** Leaves every pod as it was before; returns a line for each. Goes on past errors. Throws DetourError when a daemon runs. */
@@ -29,8 +32,25 @@ export async function cleanNode(file: string): Promise<string[]> {
     removePins(id)
     lines.push(`attachment ${id}: pins removed`)
   }
+  for (const directory of nodePins(file)) {
+    unpin(directory)
+    lines.push(`${directory}: removed`)
+  }
   for (const name of ['attachments', 'handover.sock']) rmSync(join(node.state, name), { recursive: true, force: true })
   return lines
+}
+
+/** Pins of the node itself, which bear the names of uplink, port and namespace; none where the uplink is not known any more. */
+function nodePins(file: string): string[] {
+  try {
+    const { uplink, namespace, config } = new Settings(file)
+    const ending = `_${uplink.replaceAll('.', ':')}_${config.tunnel.port}_${namespaceId(namespace)}`
+    return readdirSync(PIN_DIRECTORY)
+      .filter(name => name.endsWith(ending))
+      .map(name => join(PIN_DIRECTORY, name))
+  } catch {
+    return []
+  }
 }
 
 async function refuseLive(control: string): Promise<void> {

@@ -4,6 +4,7 @@
 import { spawn } from 'node:child_process'
 import { join } from 'node:path'
 import { connectControl } from '../control/client.ts'
+import { type FlowLog, openFlowLog } from '../control/flow-log.ts'
 import { type Log, openLog } from '../control/log.ts'
 import { DetourError } from '../errors.ts'
 import { NODE_CAPABILITIES, requireCapabilities } from '../os/capabilities.ts'
@@ -36,6 +37,7 @@ class Daemon {
   private readonly log: Log = (text, fields) => this.write(text, fields)
   private pair: Pair | undefined
   private serving: Serving | undefined
+  private flowLog: FlowLog | undefined
   private stopping = false
 
   constructor(options: DaemonOptions) {
@@ -79,6 +81,7 @@ class Daemon {
     if (this.stopping) void pair.stop('leave')
     await pair.done.finally(() => {
       clearInterval(beats)
+      this.flowLog?.close()
       this.manager.close()
     })
   }
@@ -91,7 +94,8 @@ class Daemon {
       this.log(`configuration: ${(error as Error).message}; going on with the last one`, { level: 'error' })
     }
     const { config, namespace, uplink } = this.settings
-    return { config, namespace, uplink, pods: [], log: this.log }
+    if (config.flowLog !== 'none') this.flowLog ??= openFlowLog(config.flowLog)
+    return { config, namespace, uplink, pods: [], flowLog: this.flowLog, log: this.log }
   }
 
   private stop(): void {
@@ -124,7 +128,10 @@ class Daemon {
     }
   }
 
+  /** Called after the configuration was read again. */
   private changed(keys: string[]): void {
+    // Who rotates logs sends SIGHUP, too.
+    this.flowLog?.reopen()
     if (keys.some(key => key.startsWith('log.'))) this.write = openLog(this.settings.config.log)
   }
 

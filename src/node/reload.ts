@@ -22,7 +22,6 @@ const LIVE = [
   'polling',
   'metrics',
   'log',
-  'flowLog',
 ]
 
 /** Keys that have changed. */

@@ -22,7 +22,7 @@ export interface ServingOptions {
   store: Store
   own: OwnPod | undefined
   log: Log
-  /** Called with the keys of the configuration that count from now on. */
+  /** Called when the configuration was read again, with the keys that count from now on. */
   changed(keys: string[]): void
 }
 
