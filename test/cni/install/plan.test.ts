@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest'
 import { readDirectory } from '../../../src/cni/install/directory.ts'
 import { entryOf } from '../../../src/cni/install/entry.ts'
 import { convertedName, type Plan, planInstall, planUninstall } from '../../../src/cni/install/plan.ts'
-import { make } from '../../../src/cni/install/replace.ts'
+import { make, Overtaken } from '../../../src/cni/install/replace.ts'
 import { libcni, type Node, node, noLibcni, PRIMARIES } from './support.ts'
 
 const entry = entryOf({ inspect: 'always' })
@@ -199,6 +199,28 @@ describe('what cannot be chained', () => {
     writeFileSync(on.file('10-a.conflist'), JSON.stringify({ ...JSON.parse(LIST), cniVersion }))
     install(on)
     expect(JSON.parse(on.read('10-a.conflist')).cniVersion).toBe(cniVersion)
+  })
+})
+
+describe('a file that the primary writes between our reading and our writing', () => {
+  it.each([
+    ['another text', 'sed -i s/1440/1450/ "$0"; echo >> "$0"'],
+    ['nothing at all', 'rm "$0"'],
+  ])('is not overwritten: %s', (_what, script) => {
+    const on = node('calico')
+    const { changes } = planned(on)
+    execFileSync('sh', ['-c', script, on.file('10-calico.conflist')])
+    const theirs = on.all()
+    expect(() => make(changes[0])).toThrow(Overtaken)
+    expect(on.all()).toEqual(theirs)
+  })
+
+  it('is not overwritten where there was none', () => {
+    const on = node('crio')
+    const { changes } = planned(on)
+    writeFileSync(on.file('10-crio-bridge-detour.conflist'), 'theirs')
+    expect(() => make(changes[0])).toThrow(Overtaken)
+    expect(on.read('10-crio-bridge-detour.conflist')).toBe('theirs')
   })
 })
 
