@@ -4,7 +4,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { plugin } from '../../src/cni/plugin.ts'
-import type { AttachRequest, Operations } from '../../src/control/operations.ts'
+import type { Operations } from '../../src/control/operations.ts'
 import { serveControl } from '../../src/control/socket.ts'
 import { fakeSource } from '../control/fake.ts'
 
@@ -34,7 +34,7 @@ export async function serveDaemon(instead: Partial<Operations> = {}): Promise<Fa
     Object.entries(going).map(([name, answer]) => [
       name,
       (request?: unknown) => {
-        asked.push(request === undefined ? [name as keyof Operations] : [name as keyof Operations, plain(request)])
+        asked.push(request === undefined ? [name as keyof Operations] : [name as keyof Operations, request])
         return (answer as (request: unknown) => unknown)(request)
       },
     ]),
@@ -45,12 +45,6 @@ export async function serveDaemon(instead: Partial<Operations> = {}): Promise<Fa
     rmSync(folder, { recursive: true })
   }
   return { socket, asked, close }
-}
-
-/** Without what protobufjs adds: `_failMode` says that the optional field is there. */
-function plain(request: unknown): unknown {
-  const { _failMode, ...rest } = request as AttachRequest & { _failMode?: string }
-  return rest
 }
 
 /** A recorded call. */

@@ -19,6 +19,10 @@ const STATS = '0807222e0a2c0a09666f72776172642d301205656e63617018ffffffffffffff0
 const ATTACHMENTS =
   '08ac023a550a530a03776562120664742d7765621a0465746830221130323a30303a30303a30303a30303a30312a0831302e31' +
   '2e302e322a07666430303a3a3230dc0b3a046f70656e400048c80152037463785a0375736f6008'
+const ATTACH =
+  '080982017f0a066330666665651204657468301a0c2f72756e2f6e65746e732f7822036e65742a0473686f7032057765622d30421a0a126465746f75722e646576' +
+  '2f696e73706563741204747275654a0b31302e312e302e352f31364a0a666430303a3a352f363452056e657665725a0b6b7562652d73797374656d6206636c6f736564'
+const READY = '08099a010f10011a0b6e6f20656e64706f696e74'
 
 const query = { limit: 20, order: 'packets', port: 443, verdict: 'drop' } as const
 const stage = {
@@ -61,6 +65,29 @@ describe('messages are those of protoc', () => {
   test('a reply with large and negative counters', () => {
     expect(hex(encodeReply({ id: 7, stats: { rows: [stage] } }).subarray(4))).toBe(STATS)
     expect(decodeReply(bytes(STATS))).toEqual({ id: 7, body: 'stats', stats: { rows: [stage] } })
+  })
+
+  test('an attachment', () => {
+    const attach = {
+      containerId: 'c0ffee',
+      ifname: 'eth0',
+      netns: '/run/netns/x',
+      network: 'net',
+      podNamespace: 'shop',
+      podName: 'web-0',
+      podUid: '',
+      annotations: { 'detour.dev/inspect': 'true' },
+      addresses: ['10.1.0.5/16', 'fd00::5/64'],
+      inspect: 'never' as const,
+      excludeNamespaces: ['kube-system'],
+      failMode: 'closed' as const,
+    }
+    expect(decodeRequest(bytes(ATTACH))).toEqual({ id: 9, body: 'attach', attach })
+    expect(decodeRequest(encodeRequest(9, 'attach', attach).subarray(4)).attach).toEqual(attach)
+    const { failMode, ...none } = attach
+    expect(decodeRequest(encodeRequest(9, 'attach', none).subarray(4)).attach).toEqual(none)
+    const ready = { ready: false, degraded: true, reason: 'no endpoint' }
+    expect(hex(encodeReply({ id: 9, ready }).subarray(4))).toBe(READY)
   })
 
   test('an optional zero is not an absent value', () => {
