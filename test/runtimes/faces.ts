@@ -4,9 +4,9 @@ import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSyn
 import { join } from 'node:path'
 import { entryOf, PLUGIN } from '../../src/cni/install/entry.ts'
 import { connectControl } from '../../src/control/client.ts'
-import { detour, type Running } from '../../src/lab/process.ts'
+import { detour, type Running, run } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
-import { ip } from '../../src/os/netns.ts'
+import { ip, namespacePath } from '../../src/os/netns.ts'
 import type { Plugin } from './primaries.ts'
 import { GATEWAY, kill, PORT, type Scene, shortId, until } from './scene.ts'
 
@@ -55,6 +55,8 @@ export async function startGateway(scene: Scene): Promise<Gateway> {
 /** The daemon's control socket, wherever it is mentioned. */
 export const socketOf = (scene: Scene) => scene.file('detour/detour.sock')
 
+const configOf = (scene: Scene) => scene.file('detour.yaml')
+
 export interface Daemon {
   readonly running: Running
   /** All its processes: the active one, its standby. */
@@ -65,7 +67,7 @@ export interface Daemon {
 
 /** Starts the daemon on the node and waits until it would attach; `more` is merged over the configuration's top level. */
 export async function startDaemon(scene: Scene, more: object = {}): Promise<Daemon> {
-  const config = scene.file('detour.yaml')
+  const config = configOf(scene)
   const state = scene.file('detour')
   mkdirSync(state, { recursive: true })
   const settings = {
@@ -99,6 +101,15 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
     },
   }
 }
+
+/** Takes away what a daemon that has ended left on the node. */
+export const cleanNode = (scene: Scene) =>
+  run(
+    { path: namespacePath(scene.node) },
+    'clean',
+    detour('node', '--clean', '--config', configOf(scene)),
+    START_LIMIT_MS,
+  )
 
 /** Whether the daemon would serve ADD now. */
 export async function isReady(scene: Scene): Promise<boolean> {

@@ -155,7 +155,7 @@ export function buildScene(name: string): Scene {
         clearTimeout(timer)
       }
       removeNamespaces(names)
-      removePins([`-dtr-${name}_`, ...scene.containers.map(shortId)])
+      for (const pin of pinsOf(scene)) rmSync(join(PIN_DIRECTORY, pin), { recursive: true, force: true })
       await removeCgroups(cgroup)
       rmSync(folder, { recursive: true, force: true })
     },
@@ -211,13 +211,6 @@ function removeNamespaces(names: Record<Role, string>): void {
   }
 }
 
-// What a daemon or a gateway that was killed has pinned: programs on a link that is gone.
-function removePins(parts: string[]): void {
-  const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
-  const own = names.filter(name => parts.some(part => name.includes(part)))
-  for (const name of own) rmSync(join(PIN_DIRECTORY, name), { recursive: true, force: true })
-}
-
 // What is in a control group was started by a runtime of this scene; with version 1 the group stands below each controller.
 async function removeCgroups(cgroup: string): Promise<void> {
   const roots = ['', ...readdirSync(CGROUPS)].map(controller => join(CGROUPS, controller, cgroup))
@@ -238,6 +231,13 @@ function isRemoved(root: string): boolean {
   } catch {
     return false
   }
+}
+
+/** The pins of a scene's daemon and gateway. */
+export function pinsOf(scene: Scene): string[] {
+  const parts = [`-dtr-${scene.name}_`, ...scene.containers.map(shortId)]
+  const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
+  return names.filter(name => parts.some(part => name.includes(part)))
 }
 
 /** What names of pins and state files show of a container's id. */

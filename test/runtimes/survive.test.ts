@@ -3,8 +3,10 @@
 
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { connectControl } from '../../src/control/client.ts'
+import { ip } from '../../src/os/netns.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
 import {
+  cleanNode,
   type Daemon,
   entry,
   type Gateway,
@@ -22,6 +24,7 @@ import {
   kill,
   machineForwards,
   missing,
+  pinsOf,
   type Scene,
   SERVER,
   startServer,
@@ -57,6 +60,7 @@ let daemon: Daemon
 let gateway: Gateway
 let served: () => string[]
 let connections: () => string[]
+let linksBefore: string[]
 let closed: Pod
 let open: Pod
 const forwards = machineForwards()
@@ -69,6 +73,7 @@ beforeAll(async () => {
   await echo.line(line => line === 'ready', LIMIT_MS)
   connections = () => echo.lines.slice(1)
   gateway = await startGateway(scene)
+  linksBefore = links(scene.node)
   daemon = await startDaemon(scene)
   containerd = await startContainerd(scene, makePlugins(scene))
   const dataDir = scene.file('ipam')
@@ -89,6 +94,12 @@ afterAll(async () => {
   await scene?.close()
   expect(machineForwards()).toBe(forwards)
 })
+
+/** The names of a namespace's interfaces. */
+function links(namespace: string): string[] {
+  const lines = ip(['-o', 'link'], namespace).split('\n').filter(Boolean)
+  return lines.map(line => line.split(': ')[1].split('@')[0]).sort()
+}
 
 /** What came back of a pod's counting, a number a line; the last line may be half there. */
 async function counted(pod: Pod): Promise<number[]> {
@@ -188,5 +199,27 @@ describe.skipIf(missing !== '')(title('kill -9 of the whole daemon'), () => {
       expect({ failed: exitCode !== 0, stdout }).toEqual({ failed: true, stdout: '' })
     }
     await until('the removed pod is cleaned up', () => tracesOf(scene, removed.id).length === 0)
+  })
+})
+
+describe.skipIf(missing !== '')(title('the end of the daemon'), () => {
+  it('SIGTERM leaves pods under their fail mode', async () => {
+    await daemon.running.stop()
+    await until('its other process is gone too', () => daemon.pids().length === 0)
+    expect((await get(closed, '/stopped')).exitCode).not.toBe(0)
+    expect(await get(open, '/stopped')).toMatchObject({ stdout: '/stopped' })
+  })
+
+  it('detour node --clean leaves pods as the primary plugin made them', async () => {
+    await cleanNode(scene)
+    for (const pod of [closed, open]) {
+      expect(await get(pod, '/secret')).toMatchObject({ stdout: '/secret' })
+      await counting(pod)
+      expect(tracesOf(scene, pod.id)).toEqual([])
+      expect(links(pod.namespace)).toEqual(['eth0', 'lo'])
+    }
+    expect(links(scene.node)).toEqual(expect.arrayContaining(linksBefore))
+    expect(links(scene.node).filter(name => !linksBefore.includes(name) && !name.startsWith('veth'))).toEqual([])
+    expect(pinsOf(scene).filter(name => name.includes(scene.uplink))).toEqual([])
   })
 })
