@@ -21,6 +21,7 @@ const BENCHES: Record<string, string> = {
   ring: 'frames between two threads: the ring against a message port, by batch size',
   pipeline: 'a small packet into the tunnel and back in memory: ns and allocated bytes',
   offline: 'captures through encap, decap and replay, whole commands, against tcpdump, editcap, tcprewrite',
+  inspection: 'policies of ports and of HTTP requests, replayed through node and gateway',
   tcp: 'TCP through the tunnel, both directions, with and without super-packets on the underlay (root)',
   hairpin: 'TCP from pod to pod through the gateway and back (root)',
   pps: 'small packets: how many arrive, and what each costs the machine (root)',

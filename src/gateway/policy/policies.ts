@@ -127,8 +127,9 @@ export class Policies {
     if (pod === undefined) return allow('not a pod of the inventory')
     // "Traffic to and from the node where a Pod is running is always allowed" (Kubernetes, Network Policies).
     if (far.pod === undefined && pod.hostAddresses.includes(far.address)) return allow('its own node is always allowed')
-    const { isolated, rules, policies } = this.of(pod)[direction]
-    const matching = rules.filter(rule => covers(rule, far, pod, question))
+    const { isolated, byPort, anyPort, policies } = this.of(pod)[direction]
+    const candidates = [...(byPort.get(question.port) ?? []), ...anyPort]
+    const matching = candidates.filter(rule => covers(rule, far, pod, question))
     const denying = matching.find(rule => rule.deny)
     if (denying !== undefined) return { verdict: 'deny', reason: denying.name, rule: denying.name, http: [] }
     if (!isolated) return allow(policies === 0 ? 'no policy selects it' : `no policy restricts its ${direction}`)
@@ -144,21 +145,37 @@ export class Policies {
     const found = this.known.get(pod)
     if (found !== undefined) return found
     const selecting = this.all.filter(policy => policy.selects(pod))
-    const side = (direction: Direction): Side => ({
-      isolated: selecting.some(policy => policy.isolates[direction]),
-      rules: selecting.flatMap(policy => policy.rules.filter(rule => rule.direction === direction)),
-      policies: selecting.length,
-    })
+    const side = (direction: Direction): Side => {
+      const rules = selecting.flatMap(policy => policy.rules.filter(rule => rule.direction === direction))
+      const byPort = new Map<number, PolicyRule[]>()
+      for (const rule of rules) {
+        for (const port of singlePorts(rule) ?? []) byPort.set(port, [...(byPort.get(port) ?? []), rule])
+      }
+      return {
+        isolated: selecting.some(policy => policy.isolates[direction]),
+        byPort,
+        anyPort: rules.filter(rule => singlePorts(rule) === undefined),
+        policies: selecting.length,
+      }
+    }
     const sides = { ingress: side('ingress'), egress: side('egress') }
     this.known.set(pod, sides)
     return sides
   }
 }
 
+/** What applies to a pod in one direction: rules that name ports by number, and those that may be about any. */
 interface Side {
   isolated: boolean
-  rules: PolicyRule[]
+  byPort: Map<number, PolicyRule[]>
+  anyPort: PolicyRule[]
   policies: number
+}
+
+/** The ports of a rule where all are given by number; undefined where there are others, or none. */
+function singlePorts({ ports }: PolicyRule): Set<number> | undefined {
+  const numbers = ports?.map(({ port, endPort }) => (typeof port === 'number' && endPort === undefined ? port : -1))
+  return numbers === undefined || numbers.includes(-1) ? undefined : new Set(numbers)
 }
 
 const allow = (reason: string): HalfAnswer => ({ verdict: 'allow', reason, http: [] })
