@@ -149,7 +149,11 @@ export class Policies {
       const rules = selecting.flatMap(policy => policy.rules.filter(rule => rule.direction === direction))
       const byPort = new Map<number, PolicyRule[]>()
       for (const rule of rules) {
-        for (const port of singlePorts(rule) ?? []) byPort.set(port, [...(byPort.get(port) ?? []), rule])
+        for (const port of singlePorts(rule) ?? []) {
+          const same = byPort.get(port)
+          if (same === undefined) byPort.set(port, [rule])
+          else same.push(rule)
+        }
       }
       return {
         isolated: selecting.some(policy => policy.isolates[direction]),
