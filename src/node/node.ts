@@ -1,14 +1,12 @@
 // A node: opens the underlay, starts the forwarding workers, attaches pods and answers for all of it.
 
 import { createCaptures } from '../control/captures.ts'
-import { type Config, configuredEndpoints, type EndpointConfig, workerCount } from '../control/config.ts'
-import { createPeers } from '../control/peers.ts'
-import { openTunnelSockets } from '../control/sockets.ts'
+import { type Config, type EndpointConfig, workerCount } from '../control/config.ts'
 import type { FlowLog } from '../control/flow-log.ts'
+import { createPeers } from '../control/peers.ts'
 import type { Source } from '../control/source.ts'
-import { openUnderlay, type Underlay, underlayDevices } from '../control/underlay.ts'
-import type { DeviceSpec } from '../device/open.ts'
 import { closeCapture } from '../device/pcap.ts'
+import { DetourError } from '../errors.ts'
 import { randomSeed } from '../flow/hash.ts'
 import type { Steering } from '../flow/steering.ts'
 import { unpin } from '../os/bpf.ts'
@@ -18,15 +16,15 @@ import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu } from '../pipeline/tunnel.ts'
 import type { Alarm } from './alarm.ts'
 import { type Attachment, PIN_DIRECTORY } from './attachment.ts'
+import { openCarriers } from './carriers.ts'
 import { EndpointPool, tunnelOf } from './endpoints.ts'
 import { openExpress } from './express.ts'
 import { createTables, Forwarders } from './forwarders.ts'
-import type { Inheritance } from './handover.ts'
+import { type Change, difference, INHERITANCE_VERSION, type Inheritance, type Place } from './handover.ts'
 import { createJournals, FlowJournal } from './journal.ts'
 import { type PodOptions, Pods } from './pods.ts'
 import { openProtectedMap, protect } from './prefixes.ts'
-import { type NodeParts, nodeSource } from './source.ts'
-import { Upkeep } from './upkeep.ts'
+import { Running } from './running.ts'
 
 export type { PodOptions } from './pods.ts'
 
@@ -88,17 +86,33 @@ export interface RunningNode {
   setFailMode(id: string, failMode: FailMode | undefined): Promise<void>
   /** Receives from now on; resolves when every worker does. Nothing where it was not paused. */
   resume(): Promise<void>
+  /** Receives no more, and has sent all that it had: paused again. What it has open may be another's now. */
+  rest(): Promise<void>
+  /** What a successor needs; the descriptors stay this node's, too. Undefined where no other process can go on with it. */
+  inheritance(): Inheritance | undefined
+  /** Tells of what changes of that, until what is returned is called. */
+  watch(listener: (change: Change) => void): () => void
+  /** Of a paused node: knows what has changed of the one that it inherits from; takes the descriptors. */
+  follow(change: Change): Promise<void>
   /** Takes the interception away, lets the workers finish and leaves every interface as it was found. */
   stop(): Promise<void>
   /** Ends, but leaves interception as it is: for a successor that has inherited it, or one that will adopt it; until then the fail mode holds. */
   leave(): Promise<void>
 }
 
-/** Starts a node and resolves when packets flow. Throws DetourError and leaves nothing behind. */
+/**
+ * Starts a node and resolves when packets flow, or when they would if it were resumed. Throws DetourError and leaves nothing behind, or all
+ * to the predecessor.
+ */
 export async function startNode(options: NodeOptions): Promise<RunningNode> {
-  const { config, namespace, log = () => {} } = options
+  const { config, namespace, uplink, probe, flowLog, inherit, log = () => {} } = options
   const tunnel = tunnelOf(config)
-  const steering: Steering = { workers: workerCount(config.workers), seed: randomSeed() }
+  const workers = workerCount(config.workers)
+  const steering: Steering = { workers, seed: inherit ? Int32Array.from(inherit.steeringSeed) : randomSeed() }
+  const seed = inherit ? Int32Array.from(inherit.seed) : randomSeed()
+  const place = placeOf(options, workers)
+  const differs = inherit && difference(place, inherit.place)
+  if (differs) throw new DetourError('unsupported', `another node cannot be taken over: it has another ${differs}`)
   /** What to take away again, first made last; or to leave to another process. */
   const made: ((leaving: boolean) => void)[] = []
   const takeAway = (leaving: boolean) => {
@@ -106,36 +120,28 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
   }
   let forwarders: Forwarders | undefined
   let pods: Pods | undefined
-  let upkeep: Upkeep | undefined
+  let node: Running | undefined
   try {
-    const peers = createPeers(steering.workers, FRAMES, SMALL_FRAMES)
+    const peers = createPeers(workers, FRAMES, SMALL_FRAMES)
     made.push(() => peers.close())
-    const underlay = openUnderlay({
-      namespace,
-      interface: options.uplink,
-      localAddress: config.tunnel.local ?? '',
-      port: tunnel.port,
-      rung: config.rungs.offload,
-      attach: config.rungs.attach,
-      steering: { ...steering, kind: tunnel.kind },
-      pool: peers.pool,
-    })
-    const direct = underlay.offloadRung === 'af-xdp'
+    const carriers = openCarriers(options, tunnel, steering, peers.pool, inherit)
+    const { underlay } = carriers
     made.push(leaving => (leaving ? underlay.leave() : underlay.close()))
-    log(
-      `underlay ${options.uplink}: offload rung ${underlay.offloadRung}, attached by ${direct ? `AF_XDP (${underlay.features.join(', ')})` : (underlay.attachRung ?? 'a socket')}`,
-    )
-    if (steering.workers > 1) log(`${steering.workers} workers share the flows`)
-    const { uplink, probe } = options
-    const endpoints = new EndpointPool({ config, tunnel, namespace, uplink, mtu: underlay.uplinkMtu, direct, probe })
+    const direct = underlay.offloadRung === 'af-xdp'
+    const by = direct ? `AF_XDP (${underlay.features.join(', ')})` : (underlay.attachRung ?? 'a socket')
+    log(`underlay ${uplink}: offload rung ${underlay.offloadRung}, attached by ${by}`)
+    if (workers > 1) log(`${workers} workers share the flows`)
+    const numbers = inherit && new Map(inherit.endpoints)
+    const mtu = underlay.uplinkMtu
+    const endpoints = new EndpointPool({ config, tunnel, namespace, uplink, mtu, direct, probe, numbers })
     made.push(() => endpoints.close())
     for (const address of direct ? await endpoints.find(NEXT_HOP_MS) : [])
-      log(`the next hop toward ${address} does not answer: packets are dropped until it does`)
-    const mtu = innerMtu(tunnel, endpoints.mtu)
-    if (mtu < IPV6_MINIMUM_MTU)
-      log(`inner MTU ${mtu}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${options.uplink}`)
+      log(`the next hop toward ${address} does not answer: packets to it are dropped until it does`)
+    const inner = innerMtu(tunnel, endpoints.mtu)
+    if (inner < IPV6_MINIMUM_MTU)
+      log(`inner MTU ${inner}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${uplink}`)
     const create = (path: string | undefined) => {
-      const files = createCaptures(path, steering.workers, options.capture?.limitBytes)
+      const files = createCaptures(path, workers, options.capture?.limitBytes)
       made.push(() => {
         for (const file of files) if (file !== undefined) closeCapture(file)
       })
@@ -143,27 +149,20 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     }
     const overlay = create(options.capture?.overlay)
     const captures = create(options.capture?.underlay)
-    const devices = openDevices(underlay, options, steering)
-    const expressDevices = () => {
-      const place = { ...options, rung: underlay.offloadRung, pool: peers.pool, workers: steering.workers, log }
-      return direct ? [] : openExpress(place).map((device, worker) => ({ device, capture: captures[worker] }))
+    const express = () => {
+      if (direct) return []
+      const devices = openExpress({ ...options, rung: underlay.offloadRung, pool: peers.pool, workers, log })
+      return devices.map((device, worker) => ({ device, capture: captures[worker] }))
     }
-    const { flowLog } = options
-    const journals = flowLog && createJournals(steering.workers)
-    const workers = await Forwarders.start({
-      config,
-      tunnel,
-      endpoints,
-      steering,
-      underlay: devices.map((device, worker) => ({ device, capture: captures[worker] })),
-      express: options.paused ? [] : expressDevices(),
-      seed: randomSeed(),
-      flows: createTables(config, steering.workers),
-      journals,
-      paused: options.paused ?? false,
-      peers,
+    const journals = flowLog && createJournals(workers)
+    const running = await Forwarders.start({
+      ...{ config, tunnel, endpoints, steering, seed, journals, peers },
+      underlay: carriers.devices.map((device, worker) => ({ device, capture: captures[worker] })),
+      express: [],
+      flows: inherit?.flows ?? createTables(config, workers),
+      paused: true,
     })
-    forwarders = workers
+    forwarders = running
     const names = {
       attachment: (number: number) => pods?.id(number) ?? '',
       pod: (number: number) => pods?.label(number) ?? '',
@@ -171,85 +170,58 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     }
     const journal = journals && flowLog && new FlowJournal(journals, flowLog, names)
     // NB: flows that are left to another process have not ended.
-    made.push((leaving?: boolean) => journal?.close(leaving === true ? [] : workers.all.map(({ flows }) => flows)))
-    const renewExpress = async () => {
-      await workers.useExpress([])
-      await workers.useExpress(expressDevices())
-    }
-    const directory = `${PIN_DIRECTORY}/node_${uplink.replaceAll('.', ':')}_${tunnel.port}_${namespaceId(namespace)}`
-    const protectedMap = openProtectedMap(directory)
+    made.push(leaving => journal?.close(leaving ? [] : running.all.map(({ flows }) => flows)))
+    const directory = `${PIN_DIRECTORY}/node_${uplink.replaceAll('.', ':')}_${tunnel.port}_${place.namespace}`
+    const protectedMap = inherit?.protectedFd ?? openProtectedMap(directory)
     protect(protectedMap, config.pods.protectedCidrs)
     made.push(leaving => leaving || unpin(directory))
-    pods = new Pods({ config, forwarders, steering, protectedMap, captures: overlay, log })
-    for (const pod of options.pods) await pods.attach(pod)
-    const parts = { config, namespace, underlay, endpoints, forwarders, pods, journal }
-    upkeep = new Upkeep({ ...parts, uplink: options.uplink, renewExpress, log })
-    for (const pod of options.pods) upkeep.keep(pod)
-    return running(parts, upkeep, takeAway)
+    const listeners = new Set<(change: Change) => void>()
+    const changed = (change: Change) => {
+      for (const listener of listeners) listener(change)
+    }
+    pods = new Pods({ config, forwarders, steering, protectedMap, captures: overlay, log, changed })
+    const reattach = () => {
+      underlay.reattach()
+      const tap = underlay.parts()?.tap
+      if (tap !== undefined) changed({ uplink: tap.programs })
+    }
+    const parts = { config, namespace, underlay: { ...underlay, reattach }, endpoints, forwarders, pods, journal }
+    const inheritance = (): Inheritance | undefined => {
+      const ofUnderlay = underlay.parts()
+      if (ofUnderlay === undefined || pods === undefined) return undefined
+      return {
+        ...{
+          place,
+          steeringSeed: [...steering.seed],
+          seed: [...seed],
+          underlay: ofUnderlay,
+          sockets: carriers.sockets,
+        },
+        ...{ flows: running.all.map(({ table }) => table), endpoints: [...endpoints.numbers()] },
+        ...{ protectedFd: protectedMap, pods: pods.parts() },
+      }
+    }
+    node = new Running({ ...parts, uplink, express, inheritance, listeners, changed, takeAway, log })
+    for (const pod of inherit?.pods ?? []) await pods.inherit(pod)
+    if (!options.paused) await node.resume()
+    for (const pod of inherit === undefined ? options.pods : []) await node.attach(pod)
+    return node
   } catch (error) {
-    await upkeep?.close()
-    pods?.close()
+    const leaving = inherit !== undefined
+    await node?.halt()
+    if (leaving) pods?.leave()
+    else pods?.close()
     await forwarders?.stop().catch(() => {})
-    takeAway(false)
+    takeAway(leaving)
     throw error
   }
 }
 
-function running(parts: NodeParts, upkeep: Upkeep, takeAway: (leaving: boolean) => void): RunningNode {
-  const { config, endpoints, forwarders, pods } = parts
-  let ended: Promise<void> | undefined
-  async function end(leaving: boolean): Promise<void> {
-    await upkeep.close()
-    if (leaving) {
-      await forwarders.receive(false).catch(() => {})
-      pods.leave()
-    }
-    // Interception first, so that no packet is on its way to a worker that is gone.
-    else pods.close()
-    await forwarders.stop().finally(() => takeAway(leaving))
-  }
+function placeOf({ config, namespace, uplink }: NodeOptions, workers: number): Place {
+  const { profile, local = '', port } = config.tunnel
+  const { offload: rung } = config.rungs
   return {
-    source: nodeSource(parts, upkeep),
-    done: forwarders.done,
-    status: () => endpoints.status(),
-    alarms: () => upkeep.list(),
-    attachment: id => pods.get(id),
-    async reconfigure() {
-      endpoints.reconfigure(config)
-      await pods.reconfigure()
-    },
-    async setEndpoints(list) {
-      endpoints.set(list)
-    },
-    pods: () => pods.list,
-    async attach(pod) {
-      await pods.attach(pod)
-      upkeep.keep(pod)
-    },
-    async detach(id) {
-      await upkeep.release(id)
-      await pods.detach(id)
-    },
-    setFailMode: (id, failMode) => pods.setFailMode(id, failMode),
-    async resume() {},
-    stop() {
-      ended ??= end(false)
-      return ended
-    },
-    leave() {
-      ended ??= end(true)
-      return ended
-    },
+    ...{ version: INHERITANCE_VERSION, workers, namespace: namespaceId(namespace), uplink },
+    ...{ profile, local, port, rung },
   }
-}
-
-/** The underlay as each worker opens it. */
-function openDevices(underlay: Underlay, options: NodeOptions, steering: Steering): DeviceSpec['device'][] {
-  const { profile, local = '', port } = options.config.tunnel
-  if (underlay.offloadRung === 'udp-socket') {
-    const [{ address: remote }] = configuredEndpoints(options.config)
-    const sockets = { namespace: options.namespace, address: local, port, remote, kind: profile, steering }
-    return openTunnelSockets(sockets).map(handle => ({ kind: 'udp', ...handle }))
-  }
-  return underlayDevices(underlay)
 }

@@ -1,8 +1,7 @@
 // The next hop, against the headers that the kernel itself puts on packets that it sends there.
 
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
-import { NextHopView } from '../../src/memory/nexthop.ts'
-import { Way } from '../../src/node/way.ts'
+import { type Hop, Way } from '../../src/node/way.ts'
 import { AF, addressOf, bind, close, interfaceIndex, must, POLL, poll, read, SOCK, socket } from '../../src/os/libc.ts'
 import { inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
 import { HOST4, HOST6, missing, POD4, POD6, Probe, runIn, title, wire } from './support.ts'
@@ -15,20 +14,24 @@ describe.skipIf(missing !== '')(title('next hop'), () => {
   // The pod of `wire` plays the node, its eth0 the uplink; the host is the endpoint, or a router on the way to it.
   let wired: ReturnType<typeof wire>
   let way: Way
+  let to: Uint8Array
 
   const open = (local: string | number[], remote: string | number[]) => {
     const bytes = (address: string | number[]) => (typeof address === 'string' ? bytes4(address) : address)
-    way = new Way({ namespace: wired.pod, uplink: 'eth0', local: bytes(local), remote: bytes(remote) }, 1500)
-    return new NextHopView(way.handle)
+    way = new Way({ namespace: wired.pod, uplink: 'eth0', local: bytes(local) }, 1500)
+    to = Uint8Array.from(bytes(remote))
+    return way.to(to)
   }
   /** Looks again until it is so. */
-  const until = (condition: () => boolean) => {
-    const end = Date.now() + 10_000
-    while (!condition()) {
+  const until = (condition: (hop: Hop) => boolean): Hop => {
+    for (const end = Date.now() + 10_000; ; ) {
+      way.look()
+      const hop = way.to(to)
+      if (condition(hop)) return hop
       if (Date.now() > end) throw new Error('it never came to pass')
-      way.refresh()
     }
   }
+  const known = ({ addresses }: Hop) => addresses !== undefined
   /** The Ethernet addresses of the next UDP packet to arrive at the host, sent by the kernel. */
   const sent = (address: string) => {
     const fd = inNamespace(wired.host, () => must(socket(AF.PACKET, SOCK.RAW, 0x0300), 'socket', 'packet'))
@@ -80,36 +83,26 @@ describe.skipIf(missing !== '')(title('next hop'), () => {
   ]
   for (const [name, local, remote, address, mtu] of ways) {
     it(`is what the kernel uses: ${name}`, () => {
-      const view = open(local, remote)
-      expect([view.usable, view.mtu]).toEqual([false, mtu])
+      expect(open(local, remote)).toEqual({ addresses: undefined, mtu })
       const kernel = sent(address)
-      until(() => view.refresh())
-      expect([view.usable, view.mtu]).toEqual([true, mtu])
-      expect([...view.addresses]).toEqual(kernel)
+      expect(until(known)).toEqual({ addresses: Uint8Array.from(kernel), mtu })
     })
   }
 
   it('follows a neighbour that changes its address', async () => {
-    const view = open(POD4, HOST4)
+    open(POD4, HOST4)
     sent(HOST4)
-    until(() => view.refresh())
-    const before = [...view.addresses]
+    const before = until(known).addresses
     await runIn(wired.host, 'ip', 'link', 'set', 'veth0', 'address', MAC)
     // What another machine on the link would hear of a failover: a gratuitous reply.
     ip(['neigh', 'replace', HOST4, 'lladdr', MAC, 'dev', 'eth0', 'nud', 'reachable'], wired.pod)
-    until(() => view.refresh())
-    expect([...view.addresses]).not.toEqual(before)
-    expect([...view.addresses]).toEqual(sent(HOST4))
+    const { addresses = [] } = until(hop => `${hop.addresses}` !== `${before}`)
+    expect([...addresses]).toEqual(sent(HOST4))
   })
 
   it('is not to be used while the neighbour does not answer, the link is down or gone, or the address is not ours', () => {
-    const view = open(POD4, HOST4)
-    const settle = (usable: boolean) => {
-      until(() => {
-        view.refresh()
-        return view.usable === usable
-      })
-    }
+    open(POD4, HOST4)
+    const settle = (usable: boolean) => until(hop => known(hop) === usable)
     sent(HOST4)
     settle(true)
     ip(['neigh', 'replace', HOST4, 'dev', 'eth0', 'nud', 'failed'], wired.pod)
@@ -122,30 +115,25 @@ describe.skipIf(missing !== '')(title('next hop'), () => {
     sent(HOST4)
     settle(true)
     ip(['link', 'set', 'eth0', 'down'], wired.pod)
-    settle(false)
-    expect(view.mtu).toBe(1500)
+    expect(settle(false).mtu).toBe(1500)
   })
 
   it("follows the uplink's MTU, its address, and a new uplink of the old name", () => {
-    const view = open(POD4, HOST4)
+    open(POD4, HOST4)
     sent(HOST4)
-    until(() => view.refresh())
+    until(known)
     ip(['link', 'set', 'eth0', 'mtu', '1450'], wired.pod)
-    until(() => view.refresh())
-    expect([view.usable, view.mtu]).toEqual([true, 1450])
+    until(hop => known(hop) && hop.mtu === 1450)
     ip(['link', 'set', 'eth0', 'address', '02:00:00:00:00:55'], wired.pod)
     sent(HOST4)
-    until(() => view.refresh() && view.usable)
-    expect([...view.addresses.subarray(6)]).toEqual([2, 0, 0, 0, 0, 0x55])
+    until(({ addresses = [] }) => `${addresses.slice(6)}` === '2,0,0,0,0,85')
 
     ip(['link', 'delete', 'eth0'], wired.pod)
-    until(() => view.refresh())
-    expect([view.usable, view.mtu]).toEqual([false, 1450])
+    expect(until(hop => !known(hop)).mtu).toBe(1450)
     ipBatch([`link add eth0 netns ${wired.pod} mtu 1480 type veth peer name veth0 netns ${wired.host}`])
     ipBatch([`address add ${POD4}/24 dev eth0`, `address add ${POD6}/64 dev eth0 nodad`, 'link set eth0 up'], wired.pod)
     ipBatch([`address add ${HOST4}/24 dev veth0`, 'link set veth0 up'], wired.host)
     const kernel = sent(HOST4)
-    until(() => view.refresh() && view.usable)
-    expect([view.mtu, ...view.addresses]).toEqual([1480, ...kernel])
+    expect(until(known)).toEqual({ addresses: Uint8Array.from(kernel), mtu: 1480 })
   })
 })

@@ -13,7 +13,8 @@ import { Batch } from '../../src/memory/batch.ts'
 import { COLUMN, Counters, type StageCounters } from '../../src/memory/counters.ts'
 import { createPool, HEADROOM, Pool } from '../../src/memory/pool.ts'
 import { Decap, type DecapOptions } from '../../src/pipeline/decap.ts'
-import { Forwarder } from '../../src/pipeline/forwarder.ts'
+import type { EndpointsHandle } from '../../src/pipeline/endpoints.ts'
+import { Forwarder, type ForwarderOptions } from '../../src/pipeline/forwarder.ts'
 import type { Leg } from '../../src/pipeline/loop.ts'
 import { TUNNEL_PORT, type TunnelConfig } from '../../src/pipeline/tunnel.ts'
 import { address, type Kind, POD, TUNNEL_ENDS, tunnelled, turned, type Version, VNI } from './packets.ts'
@@ -145,7 +146,10 @@ export interface RigOptions {
   flows?: Partial<FlowTableOptions>
   rules?: PolicyRule[]
   otherwise?: number
-  probe?: { intervalMs: number; limitMs: number }
+  probe?: ForwarderOptions['probe']
+  endpoints?: EndpointsHandle
+  /** The underlay asks no kernel for the next hop. */
+  direct?: boolean
   frames?: number
   frameSize?: number
   underlayCapabilities?: number
@@ -179,14 +183,10 @@ export class Rig {
     this.underlay = new FakeDevice(this.pool, 'underlay', options.underlayCapabilities ?? 0)
     const flows = createFlowTable({ capacity: 1024, ...options.flows })
     this.flows = new FlowView(flows)
-    this.forwarder = new Forwarder(this.pool, this.counters, this.underlay, {
-      tunnel,
-      underlayMtu,
-      flows,
-      seed: FIXED_SEED,
-      policy: compile(rules, otherwise),
-      probe,
-    })
+    const policy = compile(rules, otherwise)
+    const { endpoints, direct } = options
+    const settings = { tunnel, underlayMtu, flows, seed: FIXED_SEED, policy, probe, endpoints }
+    this.forwarder = new Forwarder(this.pool, this.counters, this.underlay, settings, { direct })
   }
 
   /** Attaches a pod; its number is the next. */
