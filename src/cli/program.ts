@@ -54,8 +54,13 @@ const COMMANDS: Entry[] = [
   },
   {
     name: 'show',
-    summary: 'counters, drops, flows, attachments and underlay of a running face',
+    summary: 'counters, drops, flows, attachments, endpoints and underlay of a running face',
     load: async () => (await import('./show.ts')).showCommand(),
+  },
+  {
+    name: 'trace',
+    summary: 'packets of a running node, and what each stage did with them and why',
+    load: async () => (await import('./trace.ts')).traceCommand(),
   },
 ]
 

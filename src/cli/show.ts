@@ -4,12 +4,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Argument, Command, InvalidArgumentError, Option } from 'commander'
 import { type ControlClient, connectControl } from '../control/client.ts'
 import type { Info, ReplyBodies } from '../control/protocol.ts'
-import { liveSockets, socketDirectory } from '../control/registry.ts'
 import { FLOW_LIMIT, FLOW_ORDERS, type FlowOrder, type FlowQuery, type FlowVerdict } from '../control/source.ts'
 import { didYouMean } from '../control/suggest.ts'
-import { DetourError } from '../errors.ts'
-import { duration, painter, printable } from './table.ts'
+import { introduce, onlySocket } from './face.ts'
+import { filterParser } from './filter.ts'
+import { painter } from './table.ts'
 import { type ShowTopic, TOPICS, VIEWS } from './views.ts'
+
+const FLOW_VERDICTS: readonly FlowVerdict[] = ['pass', 'steer', 'drop', 'allow', 'reset']
 
 interface ShowOptions {
   watch?: number | true
@@ -24,14 +26,14 @@ interface ShowOptions {
 /** The subcommand `show`. */
 export function showCommand(): Command {
   return new Command('show')
-    .description('Shows counters, drops, flows, attachments, the underlay or alarms of a running detour.')
+    .description('Shows counters, drops, flows, attachments, endpoints, the underlay or alarms of a running detour.')
     .addArgument(new Argument('<topic>', TOPICS.join(', ')).argParser(parseTopic))
     .option('-w, --watch [SECONDS]', 'again every second, or as often as said, with rates', parseSeconds)
     .option('--json', 'data instead of a table; with --watch one object a line')
     .option('-s, --socket <PATH>', 'the control socket; otherwise the only one that is alive')
     .option('-n, --limit <N>', 'at most so many flows', parseLimit, 20)
     .addOption(new Option('--sort <ORDER>', 'order of the flows').choices(FLOW_ORDERS).default('bytes'))
-    .option('-f, --filter <FIELD=VALUE>', 'only such flows; may be repeated', parseFilter)
+    .option('-f, --filter <FIELD=VALUE>', 'only such flows; may be repeated', filterParser(FLOW_VERDICTS))
     .option('-a, --all', 'rows that are zero too')
     .addHelpText(
       'after',
@@ -40,6 +42,7 @@ Examples:
   detour show stats --watch            counters of every stage, with rates
   detour show drops                    what was dropped where, and what that means
   detour show flows --filter port=443 --filter verdict=drop --sort packets
+  detour show endpoints --watch 5      health and latency
   detour show attachments --json | jq '.attachments[].heartbeatAgeMs'`,
     )
     .action((topic: ShowTopic, options: ShowOptions, command: Command) => {
@@ -61,22 +64,6 @@ async function show<T extends ShowTopic>(topic: T, options: ShowOptions): Promis
   } finally {
     client.close()
   }
-}
-
-/** The socket of the only face that runs. */
-async function onlySocket(): Promise<string> {
-  const directory = socketDirectory()
-  const live = await liveSockets(directory)
-  if (live.length === 1) return live[0].path
-  if (live.length === 0) {
-    const root = directory === '/run/detour' ? '' : ' (those that root started are in /run/detour: try with sudo)'
-    throw new DetourError(
-      'not-found',
-      `no detour is running: no socket in ${directory} answers${root}; or say --socket PATH`,
-    )
-  }
-  const list = live.map(({ path, info }) => `  --socket ${path}   ${introduce(info)}`)
-  throw new DetourError('usage', `several are running; choose one:\n${list.join('\n')}`)
 }
 
 interface Answer<T extends ShowTopic> {
@@ -150,10 +137,6 @@ function draw<T extends ShowTopic>(
   return [paint('dim', introduce(info)), ...lines].join('\n')
 }
 
-function introduce({ face, pid, profile, version, uptimeMs }: Info): string {
-  return printable(`detour ${face} ${version}, process ${pid}, profile ${profile}, up ${duration(uptimeMs)}`)
-}
-
 function json<T extends ShowTopic>(topic: T, info: Info, reply: ReplyBodies[T], indent?: number): string {
   const { rows, ...rest } = reply
   return JSON.stringify({ info, [topic]: rows, ...rest }, undefined, indent)
@@ -175,32 +158,4 @@ function parseLimit(word: string): number {
   const limit = Number(word)
   if (Number.isInteger(limit) && limit >= 1 && limit <= FLOW_LIMIT) return limit
   throw new InvalidArgumentError(`Allowed: 1 to ${FLOW_LIMIT}.`)
-}
-
-const FILTERS: Record<string, (value: string) => Partial<FlowQuery> | undefined> = {
-  address: address => ({ address }),
-  attachment: attachment => ({ attachment }),
-  port: value => (isWord(value, 0xffff) ? { port: Number(value) } : undefined),
-  protocol(value) {
-    const protocol = { icmp: 1, tcp: 6, udp: 17, icmp6: 58 }[value]
-    return protocol !== undefined ? { protocol } : isWord(value, 255) ? { protocol: Number(value) } : undefined
-  },
-  verdict(value) {
-    const known: string[] = ['pass', 'steer', 'drop', 'allow', 'reset'] satisfies FlowVerdict[]
-    return known.includes(value) ? { verdict: value as FlowVerdict } : undefined
-  },
-}
-
-const isWord = (value: string, most: number) => /^\d{1,5}$/.test(value) && Number(value) <= most
-
-function parseFilter(word: string, before: Partial<FlowQuery> = {}): Partial<FlowQuery> {
-  const at = word.indexOf('=')
-  const field = word.slice(0, Math.max(0, at))
-  const fields = Object.keys(FILTERS)
-  if (!fields.includes(field)) {
-    throw new InvalidArgumentError(`Allowed: FIELD=VALUE with ${fields.join(', ')}${didYouMean(field, fields)}`)
-  }
-  const filter = FILTERS[field](word.slice(at + 1))
-  if (filter === undefined) throw new InvalidArgumentError(`${word.slice(at + 1)} is no ${field}.`)
-  return { ...before, ...filter }
 }

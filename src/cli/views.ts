@@ -1,10 +1,12 @@
 // The tables of `detour show`: one view a topic, from the rows of a reply to lines of text.
 
-import type { DropRow, ReplyBodies, StageRow } from '../control/protocol.ts'
+import { protocolName } from '../control/flows.ts'
+import type { DropRow, ReplyBodies, Rows, StageRow } from '../control/protocol.ts'
+import type { FlowRow, Histogram } from '../control/source.ts'
 import { bitRate, bytes, type Column, count, duration, type Paint, packetRate, table } from './table.ts'
 
 /** The topics that people can ask for. */
-export const TOPICS = ['stats', 'drops', 'flows', 'attachments', 'underlay', 'alarms'] as const
+export const TOPICS = ['stats', 'drops', 'flows', 'attachments', 'endpoints', 'underlay', 'alarms'] as const
 export type ShowTopic = (typeof TOPICS)[number]
 
 /** How a view is to be drawn. */
@@ -71,62 +73,89 @@ export const VIEWS: Views = {
     return table([...columns, left('MEANING')], cells, paint)
   },
 
-  flows({ rows, matched, total, capacity }, { paint }) {
+  flows({ rows, matched, total, capacity }, { paint, before }) {
     const summary = `${count(total)} of at most ${count(capacity)} flows; ${count(matched)} match, ${count(rows.length)} shown`
     if (rows.length === 0) return [summary]
-    const columns = [
-      ...[varying('WORKER'), varying('ATTACHMENT'), left('PROTOCOL'), left('SOURCE'), left('DESTINATION')],
-      ...[
-        left('VERDICT'),
-        right('TOWARD'),
-        right('BYTES'),
-        right('RETURN'),
-        right('BYTES'),
-        right('AGE'),
-        right('IDLE'),
-      ],
-    ]
-    const cells = rows.map(row => [
-      ...[row.worker, row.attachment, protocolName(row.protocol)],
-      ...[endpoint(row.source, row.sourcePort), endpoint(row.destination, row.destinationPort), row.verdict],
-      ...[count(row.sentPackets), bytes(row.sentBytes), count(row.receivedPackets), bytes(row.receivedBytes)],
-      ...[duration(row.ageMs), duration(row.idleMs)],
+    const rate = rates(before, flowKey)
+    const lines = cells(rows, paint, [
+      [varying('WORKER'), row => row.worker],
+      [varying('ATTACHMENT'), row => row.attachment],
+      [varying('ENDPOINT'), row => row.endpoint ?? '-'],
+      [left('PROTOCOL'), row => protocolName(row.protocol)],
+      [left('SOURCE'), row => endpoint(row.source, row.sourcePort)],
+      [left('DESTINATION'), row => endpoint(row.destination, row.destinationPort)],
+      [left('VERDICT'), row => row.verdict],
+      [right('TOWARD'), row => count(row.sentPackets)],
+      [right('BYTES'), row => bytes(row.sentBytes)],
+      ...rate([right('RATE'), (row, per) => bitRate(per(of => of.sentBytes, row))]),
+      [right('RETURN'), row => count(row.receivedPackets)],
+      [right('BYTES'), row => bytes(row.receivedBytes)],
+      ...rate([right('RATE'), (row, per) => bitRate(per(of => of.receivedBytes, row))]),
+      [right('AGE'), row => duration(row.ageMs)],
+      [right('IDLE'), row => duration(row.idleMs)],
     ])
-    return [summary, ...table(columns, cells, paint)]
+    return [summary, ...lines]
   },
 
-  attachments({ rows }, { paint }) {
+  attachments({ rows }, { paint, before }) {
     if (rows.length === 0) return ['no attachments']
-    const columns = [
-      ...[left('ID'), left('NAMESPACE'), left('INTERFACE'), left('MAC'), left('ADDRESSES'), right('MTU'), left('FAIL')],
-      ...[
-        right('HEARTBEAT'),
-        left('ATTACH'),
-        left('OFFLOAD'),
-        right('FAIL-PASSED'),
-        right('FAIL-DROPPED'),
-        right('MISSED'),
-      ],
-    ]
-    const cells = rows.map(row => [
-      ...[row.id, row.namespace, row.interface, row.mac, row.addresses.join(' '), String(row.mtu), row.failMode],
-      ...[heartbeat(row.heartbeatAgeMs, row.heartbeatLimitMs), row.attachRung, row.offloadRung],
-      ...[count(row.failPassed), count(row.failDropped), missed(row)],
+    const rate = rates(before, row => row.id)
+    return cells(rows, paint, [
+      [left('ID'), row => row.id],
+      ...only(rows, row => row.pod !== undefined, [left('POD'), row => row.pod ?? '-']),
+      [left('NAMESPACE'), row => row.namespace],
+      [left('INTERFACE'), row => row.interface],
+      [left('MAC'), row => row.mac],
+      [left('ADDRESSES'), row => row.addresses.join(' ')],
+      [right('MTU'), row => String(row.mtu)],
+      [left('FAIL'), row => row.failMode],
+      [right('HEARTBEAT'), row => heartbeat(row.heartbeatAgeMs, row.heartbeatLimitMs)],
+      [left('ATTACH'), row => row.attachRung],
+      [left('OFFLOAD'), row => row.offloadRung],
+      [right('TAKEN'), row => (row.redirected === undefined ? '-' : count(row.redirected))],
+      ...rate([right('TAKEN/S'), (row, per) => packetRate(per(of => of.redirected ?? 0, row))]),
+      [right('FAIL-PASSED'), row => count(row.failPassed)],
+      [right('FAIL-DROPPED'), row => count(row.failDropped)],
+      [right('MISSED'), missed],
+      ...rate([right('LOST/S'), (row, per) => packetRate(per(of => of.failDropped + (of.missed ?? 0), row))]),
     ])
-    return table(columns, cells, paint)
   },
 
-  underlay({ rows }, { paint }) {
-    if (rows.length === 0) return ['no underlay']
-    const columns = [
-      ...[left('DEVICE'), left('PROFILE'), left('LOCAL'), left('REMOTE'), right('PORT'), right('VNI'), right('MTU')],
-      ...[left('RUNG'), right('MISSED'), left('CAPABILITIES')],
-    ]
-    const cells = rows.map(row => [
-      ...[row.device, row.profile, row.local, row.remote, String(row.port), String(row.vni), String(row.mtu)],
-      ...[row.rung, missed(row), row.capabilities.join(' ') || '-'],
+  endpoints({ rows }, { paint, before }) {
+    if (rows.length === 0) return ['no endpoints']
+    const rate = rates(before, row => `${row.name}\0${row.address}`)
+    return cells(rows, paint, [
+      [left('NAME'), row => row.name],
+      [left('ADDRESS'), row => row.address],
+      [right('WEIGHT'), row => String(row.weight)],
+      [left('STATE'), row => (row.state === 'down' ? 'DOWN' : row.state)],
+      [right('SINCE'), row => duration(row.sinceMs)],
+      [right('FLOWS'), row => count(row.flows)],
+      [right('PROBES'), row => count(row.probesSent)],
+      [right('ANSWERED'), row => count(row.probesAnswered)],
+      ...rate([right('ANSWERED/S'), (row, per) => per(of => of.probesAnswered, row).toFixed(1)]),
+      [right('P50'), row => quantile(row.latency, 0.5)],
+      [right('P99'), row => quantile(row.latency, 0.99)],
+      [right('MTU'), row => (row.mtu ? String(row.mtu) : '-')],
     ])
-    return table(columns, cells, paint)
+  },
+
+  underlay({ rows }, { paint, before }) {
+    if (rows.length === 0) return ['no underlay']
+    const rate = rates(before, row => row.device)
+    return cells(rows, paint, [
+      [left('DEVICE'), row => row.device],
+      [left('PROFILE'), row => row.profile],
+      [left('LOCAL'), row => row.local],
+      [left('REMOTE'), row => row.remote],
+      [right('PORT'), row => String(row.port)],
+      [right('VNI'), row => String(row.vni)],
+      [right('MTU'), row => String(row.mtu)],
+      [left('RUNG'), row => row.rung],
+      [right('MISSED'), missed],
+      ...rate([right('MISSED/S'), (row, per) => packetRate(per(of => of.missed ?? 0, row))]),
+      [left('CAPABILITIES'), row => row.capabilities.join(' ') || '-'],
+    ])
   },
 
   alarms({ rows }, { paint }) {
@@ -137,6 +166,39 @@ export const VIEWS: Views = {
   },
 }
 
+/** A column and what it says of a row. */
+type Cells<Row> = [column: Column, text: (row: Row) => string]
+/** What a number of a row has grown by a second. */
+type Per<Row> = (of: (row: Row) => number, row: Row) => number
+type RateCells<Row> = [column: Column, text: (row: Row, per: Per<Row>) => string]
+
+function cells<Row>(rows: Row[], paint: Paint, columns: Cells<Row>[]): string[] {
+  const lines = rows.map(row => columns.map(([, text]) => text(row)))
+  return table(
+    columns.map(([column]) => column),
+    lines,
+    paint,
+  )
+}
+
+/** A column where any row has something to say. */
+function only<Row>(rows: Row[], has: (row: Row) => boolean, column: Cells<Row>): Cells<Row>[] {
+  return rows.some(has) ? [column] : []
+}
+
+/** Columns of rates; none without a reply from before. */
+function rates<Row>(before: { reply: Rows<Row>; seconds: number } | undefined, key: (row: Row) => string) {
+  const old = index(before?.reply.rows ?? [], key)
+  const per: Per<Row> = (of, row) => {
+    const was = old.get(key(row))
+    return was === undefined ? 0 : Math.max(0, of(row) - of(was)) / (before?.seconds || 1)
+  }
+  return ([column, text]: RateCells<Row>): Cells<Row>[] =>
+    before === undefined ? [] : [[column, row => text(row, per)]]
+}
+
+const flowKey = (row: FlowRow) =>
+  [row.worker, row.attachment, row.protocol, row.source, row.sourcePort, row.destination, row.destinationPort].join()
 const stageKey = (row: StageRow) => `${row.worker}\0${row.stage}`
 const dropKey = (row: DropRow) => `${row.worker}\0${row.stage}\0${row.reason}`
 
@@ -175,12 +237,6 @@ function nothing(what: string, all: boolean): string {
   return all ? 'no stages' : `${what} (--all shows zero rows too)`
 }
 
-const PROTOCOLS: Record<number, string> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmp6', 132: 'sctp' }
-
-function protocolName(protocol: number): string {
-  return PROTOCOLS[protocol] ?? String(protocol)
-}
-
 function endpoint(address: string, port: number): string {
   return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`
 }
@@ -190,4 +246,17 @@ const missed = (row: { missed?: number }) => (row.missed === undefined ? '-' : c
 function heartbeat(ageMs: number | undefined, limitMs: number): string {
   if (ageMs === undefined) return '-'
   return `${duration(ageMs)} ${ageMs > limitMs ? 'DEAD' : `of ${duration(limitMs)}`}`
+}
+
+/** The time that a share of all stays under, as far as the histogram tells. */
+function quantile(latency: Histogram | undefined, share: number): string {
+  const total = latency?.counts.reduce((sum, n) => sum + n, 0) ?? 0
+  if (!latency || total === 0) return '-'
+  let rest = Math.ceil(total * share)
+  const bucket = latency.counts.findIndex(n => {
+    rest -= n
+    return rest <= 0
+  })
+  const { bounds } = latency
+  return bucket < bounds.length ? `< ${duration(bounds[bucket])}` : `> ${duration(bounds[bounds.length - 1])}`
 }

@@ -20,6 +20,8 @@ import * as vxlan from './vxlan.ts'
 export interface ShowOptions {
   geneve?: readonly number[]
   vxlan?: readonly number[]
+  /** What is there is only how the packet begins. */
+  cut?: boolean
 }
 
 /** Packets inside packets that are shown; further ones are `...`. */
@@ -27,13 +29,13 @@ const MAX_DEPTH = 8
 
 /** One line for the Ethernet frame [at, end). */
 export function show(b: Uint8Array, at = 0, end = b.length, options: ShowOptions = {}): string {
-  return showFrame(b, at, end, { options, depth: 0, quoted: false })
+  return showFrame(b, at, end, { options, depth: 0, quoted: options.cut === true })
 }
 
 /** One line for the IPv4 or IPv6 packet [at, end). */
 export function showPacket(b: Uint8Array, at = 0, end = b.length, options: ShowOptions = {}): string {
   if (at >= end) return mark(DROP.IPV4_TRUNCATED)
-  const context = { options, depth: 0, quoted: false }
+  const context = { options, depth: 0, quoted: options.cut === true }
   return b[at] >>> 4 === 6 ? showIp6(b, at, end, context) : showIp4(b, at, end, context)
 }
 

@@ -77,7 +77,7 @@ describe('once', () => {
   test('attachments and underlay: rungs, heartbeat, fail mode, capabilities', async () => {
     expect(words((await show('attachments'))[1])).toEqual([
       ...['client', 'lab-client', 'eth0', '02:00:00:00:00:01', '10.1.0.2 fd00::2', '1500', 'closed'],
-      ...['12 ms of 200 ms', 'tcx', 'tunnel-gso', '0', '9', '4,321'],
+      ...['12 ms of 200 ms', 'tcx', 'tunnel-gso', '1,000', '0', '9', '4,321'],
     ])
     expect(words((await show('underlay'))[1])).toEqual([
       ...['tap:dtr0', 'geneve', '192.0.2.1', '192.0.2.2', '6081', '7', '1500', 'tunnel-gso', '-', 'checksum tso4'],
@@ -90,6 +90,15 @@ describe('once', () => {
     expect(words(lines[2]).slice(2)).toEqual(['1', 'endpoint 192.0.2.2 answers again'])
     const { alarms } = JSON.parse((await detour(['show', 'alarms', '--json', '--socket', path])).stdout)
     expect(alarms[0]).toMatchObject({ name: 'uplink eth0', raised: true, times: 3 })
+  })
+
+  test('endpoints: state, flows, and what their round trips stay under', async () => {
+    const [title, ...lines] = await show('endpoints')
+    expect(words(title).slice(-3)).toEqual(['P50', 'P99', 'MTU'])
+    expect(lines.map(words)).toEqual([
+      ['gw-a', '192.0.2.2', '3', 'up', '1m 1s', '2', '9', '8', '< 1 ms', '> 250 ms', '1450'],
+      ['gw-b', '2001:db8::2', '1', 'DOWN', '500 ms', '0', '9', '0', '-', '-', '-'],
+    ])
   })
 
   test('--json: everything, zero rows too', async () => {

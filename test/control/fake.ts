@@ -41,6 +41,7 @@ export function fakeSource(): Fake {
         heartbeatLimitMs: 200,
         attachRung: 'tcx',
         offloadRung: 'tunnel-gso',
+        redirected: 1000,
         failPassed: 0,
         failDropped: 9,
         missed: 4321,
@@ -57,6 +58,16 @@ export function fakeSource(): Fake {
         mtu: 1500,
         rung: 'tunnel-gso',
         capabilities: ['checksum', 'tso4'],
+      },
+    ],
+    endpoints: () => [
+      {
+        ...{ name: 'gw-a', address: '192.0.2.2', weight: 3, state: 'up', sinceMs: 61_000, flows: 2, mtu: 1450 },
+        ...{ probesSent: 9, probesAnswered: 8, latency: { bounds: [0.5, 1, 250], counts: [1, 6, 0, 1], sumMs: 1503 } },
+      },
+      {
+        ...{ name: 'gw-b', address: '2001:db8::2', weight: 1, state: 'down', sinceMs: 500, flows: 0 },
+        ...{ probesSent: 9, probesAnswered: 0 },
       },
     ],
     alarms: () => [
