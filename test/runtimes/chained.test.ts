@@ -32,6 +32,7 @@ import {
   missing,
   PORT,
   type Scene,
+  SERVER,
   startServer,
   title,
   until,
@@ -168,6 +169,29 @@ describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
     expect(tracesOf(scene, pod.id)).toEqual([])
     expect(existsSync(pod.namespace)).toBe(false)
     expect(inventory()).toEqual(before)
+  })
+})
+
+describe.skipIf(missing !== '').each([
+  ['containerd CRI, ptp', () => byCri(scene, containerd, network('ptp', '1.0.0', PORTMAP, entry(scene)))],
+  ['podman, bridge', () => byPodman(scene, podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))],
+])(title('a port of the node that portmap leads to a pod: %s'), (_name, make) => {
+  it('what comes in by it is inspected, once', async () => {
+    const runtime = await make()
+    const hostPort = 8100 + networks
+    const serve = 'echo inside >/tmp/page; echo inside >/tmp/secret; exec httpd -f -p 8080 -h /tmp'
+    const pod = await runtime.run({ name: 'served', command: ['sh', '-c', serve], hostPort })
+    const ask = (path: string) =>
+      scene.run('out', ['busybox', 'wget', '-q', '-O', '-', `http://10.77.0.1:${hostPort}${path}`])
+    await until('the pod serves', async () => (await pod.exec('nc', '-w', '1', '127.0.0.1', '8080')).exitCode === 0)
+    expect(await ask('/page')).toBe('inside')
+    await expect(ask('/secret')).rejects.toThrow()
+    const inbound = () => gateway.verdicts(SERVER).filter(each => each.destination === pod.address)
+    await until('the verdict', () => inbound().find(each => each.rule === 'no-secrets'))
+    expect(new Set(inbound().map(each => each.flow)).size).toBe(2)
+    await pod.remove()
+    expect(tracesOf(scene, pod.id)).toEqual([])
+    expect(inventory().filter(line => line.includes(`${pod.address}:`))).toEqual([])
   })
 })
 

@@ -4,9 +4,9 @@ import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSyn
 import { join } from 'node:path'
 import { entryOf, PLUGIN } from '../../src/cni/install/entry.ts'
 import { connectControl } from '../../src/control/client.ts'
-import { detour, type Running, run } from '../../src/lab/process.ts'
+import { detour, type Running } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
-import { ip, namespacePath } from '../../src/os/netns.ts'
+import { ip } from '../../src/os/netns.ts'
 import type { Plugin } from './primaries.ts'
 import { GATEWAY, kill, PORT, type Scene, shortId, until } from './scene.ts'
 
@@ -27,6 +27,8 @@ export interface Verdict {
   source: string
   destination: string
   destinationPort: number
+  /** Counts flows. */
+  flow: number
   rule: string
   action: string
 }
@@ -103,13 +105,7 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
 }
 
 /** Takes away what a daemon that has ended left on the node. */
-export const cleanNode = (scene: Scene) =>
-  run(
-    { path: namespacePath(scene.node) },
-    'clean',
-    detour('node', '--clean', '--config', configOf(scene)),
-    START_LIMIT_MS,
-  )
+export const cleanNode = (scene: Scene) => scene.run('node', detour('node', '--clean', '--config', configOf(scene)))
 
 /** Whether the daemon would serve ADD now. */
 export async function isReady(scene: Scene): Promise<boolean> {

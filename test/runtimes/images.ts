@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import { copyFileSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-const APPLETS = ['sh', 'sleep', 'usleep', 'timeout', 'cat', 'wget', 'nc', 'tftp', 'ping', 'ip']
+const APPLETS = ['sh', 'sleep', 'usleep', 'timeout', 'cat', 'wget', 'httpd', 'nc', 'tftp', 'ping', 'ip']
 
 /** Makes a root file system in a folder that is not there yet. */
 export function makeRootfs(folder: string): string {

@@ -86,7 +86,9 @@ export interface Scene {
   file(name: string): string
   /** Starts a program in a namespace; it is ended with the scene, if it has not ended by then. */
   start(role: Role, name: string, command: string[]): Running
-  /** The same on the node, where the folders of the machine that runtimes write to are the scene's own. */
+  /** Runs a program in a namespace to its end, and returns what it printed; rejects when it fails. */
+  run(role: Role, command: string[]): Promise<string>
+  /** Starts a program on the node, where the folders of the machine that runtimes write to are the scene's own. */
   startRuntime(name: string, command: string[]): Running
   /** Runs a program on the node to its end, like `startRuntime`. */
   runRuntime(name: string, command: string[], environment?: Record<string, string>): Promise<string>
@@ -143,6 +145,7 @@ export function buildScene(name: string): Scene {
       running.push(child)
       return child
     },
+    run: (role, command) => run({ path: namespacePath(names[role]) }, command[0], command, LIMIT_MS),
     startRuntime: (title, command) => scene.start('node', title, wrapped(command)),
     runRuntime: (title, command, environment = {}) => {
       const settings = Object.entries(environment).map(([key, value]) => `${key}=${value}`)

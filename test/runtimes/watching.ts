@@ -1,8 +1,6 @@
 // What is seen on a link: tcpdump writes a capture of everything, tshark takes it apart.
 
 import { execFileSync } from 'node:child_process'
-import { run } from '../../src/lab/process.ts'
-import { namespacePath } from '../../src/os/netns.ts'
 import { GATEWAY, type Scene } from './scene.ts'
 
 /** An IP packet as tshark reads it, the innermost one where there is a tunnel around it. */
@@ -44,8 +42,7 @@ export async function watch(scene: Scene, role: 'node' | 'gate', name: string, f
   return {
     async stop() {
       const to = role === 'node' ? GATEWAY : '10.99.0.1'
-      const mark = ['bash', '-c', `echo end >/dev/udp/${to}/${MARKER_PORT}`]
-      await run({ path: namespacePath(scene[role]) }, 'marker', mark, LIMIT_MS)
+      await scene.run(role, ['bash', '-c', `echo end >/dev/udp/${to}/${MARKER_PORT}`])
       await child.line(line => line.includes(`> ${to}.${MARKER_PORT}: `), LIMIT_MS)
       await child.stop('SIGINT')
       return packets(file).filter(packet => packet.destinationPort !== MARKER_PORT)
