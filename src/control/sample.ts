@@ -25,8 +25,15 @@ function valueLines(key: string, schema: z.ZodType, value: unknown): string[] {
   const element = inside(schema.element as z.ZodType)
   if (!(element instanceof z.ZodObject)) return [`${key}: ${inline(value)}`]
   const keys = indented(mapping(element)).map(line => `# ${line}`)
-  const items = (value as unknown[]).map(item => `  - ${inline(item)}`)
+  const items = (value as object[]).flatMap(item)
   return ['# Keys of each:', ...keys, items.length === 0 ? `${key}: []` : `${key}:`, ...items]
+}
+
+// On one line where it is short.
+function item(value: object): string[] {
+  const short = `  - ${inline(value)}`
+  if (short.length <= WIDTH) return [short]
+  return Object.entries(value).map(([key, part], i) => `  ${i === 0 ? '-' : ' '} ${key}: ${inline(part)}`)
 }
 
 const mapping = (schema: z.ZodObject) => Object.entries(shape(schema)).flatMap(([key, value]) => entry(key, value))

@@ -63,8 +63,8 @@ export class NodeService implements Operations {
     }
     for (const pod of node.pods()) if (!this.known.has(pod.id)) await node.detach(pod.id)
     await this.sweep()
-    const inspected = records.filter(({ inspected }) => inspected).length
-    if (records.length > 0) log(`${records.length} pods are known, of which ${inspected} are inspected`)
+    const inspected = [...this.known.values()].filter(record => record.inspected).length
+    if (this.known.size > 0) log(`${this.known.size} pods are known, of which ${inspected} are inspected`)
     this.phase = 'ready'
   }
 

@@ -22,7 +22,8 @@ test('what has no default is there as a comment, which can be uncommented', () =
 })
 
 test('every line is a comment, a key or an item, and says what is allowed', () => {
-  for (const line of sample.trimEnd().split('\n')) expect(line).toMatch(/^$|^ *# ?|^ *[A-Za-z]+:( .+)?$|^ +- \{/)
+  for (const line of sample.trimEnd().split('\n'))
+    expect(line).toMatch(/^$|^ *# ?|^ *[A-Za-z]+:( .+)?$|^ +- (\{|[a-z]+: )/)
   expect(sample).toContain('Allowed: an integer from 20 to 60000')
   expect(sample.split('\n').filter(line => line.length > 120)).toEqual([])
 })
