@@ -3,41 +3,16 @@
 // pod that is removed.
 
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, readdirSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { PLUGIN } from '../../src/cni/install/entry.ts'
-import { detour, run as runProgram } from '../../src/lab/process.ts'
 import { inNamespace, ip } from '../../src/os/netns.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
-import {
-  CLOSED_PORT,
-  entry,
-  type Gateway,
-  makePlugins,
-  socketOf,
-  startDaemon,
-  startGateway,
-  tracesOf,
-  writePlugin,
-} from './faces.ts'
+import { CLOSED_PORT, entry, type Gateway, makePlugins, startDaemon, startGateway, tracesOf } from './faces.ts'
+import { datagram, get, PORT, startServer, url } from './outside.ts'
 import { type Podman, setUpPodman } from './podman.ts'
 import { byCri, byCtr, byPodman, type Pod, type Runtime } from './pods.ts'
 import type { CniVersion, Network, Plugin, Primary } from './primaries.ts'
-import {
-  buildScene,
-  datagram,
-  get,
-  machineForwards,
-  missing,
-  PORT,
-  type Scene,
-  SERVER,
-  startServer,
-  title,
-  until,
-  url,
-} from './scene.ts'
+import { buildScene, machineForwards, missing, type Scene, SERVER, title, until } from './scene.ts'
 import { type Seen, watch, watchTunnel } from './watching.ts'
 
 const LIMIT_MS = 120_000
@@ -195,57 +170,6 @@ describe.skipIf(missing !== '').each([
   })
 })
 
-describe.skipIf(missing !== '')(title('which pods are inspected'), () => {
-  let runtime: Runtime
-
-  beforeAll(async () => {
-    runtime = await byCri(
-      scene,
-      containerd,
-      network('ptp', '0.4.0', entry(scene, { excludeNamespaces: ['monitoring'] })),
-    )
-  })
-
-  it.each([
-    ['with annotation detour.dev/inspect "false"', { annotations: { 'detour.dev/inspect': 'false' } }],
-    ["in a namespace that the node's configuration excludes", { kubernetesNamespace: 'kube-system' }],
-    ['in a namespace that the conflist excludes', { kubernetesNamespace: 'monitoring' }],
-    [
-      'in an excluded namespace, whatever it says itself',
-      { kubernetesNamespace: 'kube-system', annotations: { 'detour.dev/inspect': 'true' } },
-    ],
-  ])('a pod %s goes around the gateway', async (_which, wanted) => {
-    const link = await watchTunnel(scene)
-    const pod = await runtime.run({ name: 'around', ...wanted })
-    expect(await get(pod, '/secret')).toMatchObject({ stdout: '/secret' })
-    expect(flowsOf(pod, await link.stop())).toEqual(new Set())
-    expect(gateway.verdicts(pod.address)).toEqual([])
-    await pod.remove()
-    expect(tracesOf(scene, pod.id)).toEqual([])
-  })
-
-  it.each([
-    ['detour.dev/inspect', 'true'],
-    ['paloaltonetworks.com/firewall', 'pan-fw'],
-  ])('where pods are left alone, one with annotation %s "%s" is inspected', async (key, value) => {
-    const shy = await byCri(scene, containerd, network('ptp', '1.0.0', entry(scene, { inspect: 'never' })))
-    const pod = await shy.run({ name: 'asked', annotations: { [key]: value } })
-    expect(await get(pod, '/asked')).toMatchObject({ stdout: '/asked' })
-    expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow' })
-    const other = await shy.run({ name: 'silent' })
-    expect(await get(other, '/silent')).toMatchObject({ stdout: '/silent' })
-    expect(gateway.verdicts(other.address)).toEqual([])
-    await pod.remove()
-    await other.remove()
-  })
-
-  it('an annotation that cannot be understood keeps the pod from starting, with words that say why', async () => {
-    const annotations = { 'detour.dev/inspect': 'maybe' }
-    await expect(runtime.run({ name: 'odd', annotations })).rejects.toThrow(/detour\.dev\/inspect.*maybe/)
-    for (const id of await containerd.cri.pods()) await containerd.cri.removePod(id)
-  })
-})
-
 describe.skipIf(missing !== '')(title('two runtimes at once'), () => {
   it('all of their pods are inspected, and removed without a trace', async () => {
     const cri = await byCri(scene, containerd, network('bridge', '1.0.0', entry(scene)))
@@ -265,39 +189,5 @@ describe.skipIf(missing !== '')(title('two runtimes at once'), () => {
     await Promise.all(pods.map(pod => pod.remove()))
     for (const pod of pods) expect(tracesOf(scene, pod.id)).toEqual([])
     expect(inventory()).toEqual(before)
-  })
-})
-
-describe.skipIf(missing !== '')(title('detour cni install'), () => {
-  it('puts Detour behind the primary plugin of a runtime that runs, and uninstall takes exactly that away', async () => {
-    const confDir = containerd.confDir
-    const wanted = network('ptp', '1.0.0', PORTMAP)
-    const runtime = await byCri(scene, containerd, wanted)
-    const file = join(confDir, readdirSync(confDir)[0])
-    const written = readFileSync(file, 'utf8')
-    const alone = await runtime.run({ name: 'alone' })
-    expect(await get(alone, '/secret')).toMatchObject({ stdout: '/secret' })
-
-    mkdirSync(scene.file('release'))
-    const source = scene.file(`release/${PLUGIN}`)
-    writePlugin(source)
-    const folders = ['--bin-dir', plugins, '--conf-dir', confDir]
-    const cni = (...args: string[]) => runProgram(null, 'detour cni', detour('cni', ...args, ...folders), LIMIT_MS)
-    expect(await cni('install', '--source', source, '--socket', socketOf(scene))).toContain(PLUGIN)
-    await until('containerd took it over', async () => (await containerd.cri.status()).network.includes(PLUGIN))
-    const pod = await runtime.run({ name: 'chained' })
-    expect(await get(pod, '/installed')).toMatchObject({ stdout: '/installed' })
-    expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow' })
-    // A pod from before is no reason to fail, whoever takes it away.
-    await alone.remove()
-    await pod.remove()
-
-    await cni('uninstall')
-    expect(readFileSync(file, 'utf8')).toBe(written)
-    expect(readdirSync(plugins)).not.toContain(PLUGIN)
-    await until('containerd took it over', async () => !(await containerd.cri.status()).network.includes(PLUGIN))
-    const after = await runtime.run({ name: 'after' })
-    expect(await get(after, '/secret')).toMatchObject({ stdout: '/secret' })
-    await after.remove()
   })
 })

@@ -7,8 +7,9 @@ import { connectControl } from '../../src/control/client.ts'
 import { detour, type Running } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import { ip } from '../../src/os/netns.ts'
+import { PORT } from './outside.ts'
 import type { Plugin } from './primaries.ts'
-import { GATEWAY, kill, PORT, type Scene, shortId, until } from './scene.ts'
+import { GATEWAY, kill, type Scene, shortId, until } from './scene.ts'
 
 /** Debian's reference plugins. */
 const REFERENCE_PLUGINS = '/usr/lib/cni'

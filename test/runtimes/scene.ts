@@ -27,7 +27,6 @@ import {
   listNamespaces,
   namespacePath,
 } from '../../src/os/netns.ts'
-import type { Output } from './cri.ts'
 
 const NEEDED = [
   ...[
@@ -51,7 +50,6 @@ export const GATEWAY = '10.99.0.2'
 export const SERVER = '10.77.0.2'
 /** All pods' networks lie in it. */
 export const PODS = '10.244.0.0/16'
-export const PORT = 8080
 
 /** Why these tests cannot run here, or ''. */
 export const missing =
@@ -253,37 +251,6 @@ export function kill(pid: number): void {
     // gone already
   }
 }
-
-/** Where the web server outside is. */
-export const url = (path: string) => `http://${SERVER}:${PORT}${path}`
-
-/** Asks it for a page from inside a pod. NB: the static busybox has a wget that crashes at -T. */
-export const get = (pod: { exec(...command: string[]): Promise<Output> }, path: string) =>
-  pod.exec('timeout', '5', 'wget', '-q', '-O', '-', url(path))
-
-/** What a shell in a pod does to send a datagram outside: busybox has nothing simpler than TFTP. */
-export const datagram = (port: number) => `timeout 1 tftp -g -r first -l /tmp/none ${SERVER} ${port}`
-
-/** Starts the web server outside, which answers every request with its path; the function says who asked what so far. */
-export async function startServer(scene: Scene): Promise<() => string[]> {
-  const server = scene.start('out', 'server', ['python3', '-u', '-c', SERVER_PROGRAM, SERVER, `${PORT}`])
-  await server.line(line => line === 'ready', LIMIT_MS)
-  return () => server.lines.slice(1)
-}
-
-const SERVER_PROGRAM = `
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        print(self.client_address[0], self.path)
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(self.path.encode())
-    def log_message(self, *words): pass
-server = http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
-print('ready')
-server.serve_forever()
-`
 
 /** Resolves when it is so; the answer is what the condition gave. */
 export async function until<T>(

@@ -16,21 +16,9 @@ import {
   startGateway,
   tracesOf,
 } from './faces.ts'
+import { datagram, get, startServer } from './outside.ts'
 import { byCri, type Pod, type Runtime } from './pods.ts'
-import {
-  buildScene,
-  datagram,
-  get,
-  kill,
-  machineForwards,
-  missing,
-  pinsOf,
-  type Scene,
-  SERVER,
-  startServer,
-  title,
-  until,
-} from './scene.ts'
+import { buildScene, kill, machineForwards, missing, pinsOf, type Scene, SERVER, title, until } from './scene.ts'
 import { watch } from './watching.ts'
 
 const LIMIT_MS = 120_000
