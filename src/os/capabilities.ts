@@ -33,7 +33,7 @@ export const NODE_CAPABILITIES: readonly Capability[] = [
     purpose: "entering pods' network namespaces, loading BPF programs",
     optional: false,
   },
-  { name: 'CAP_NET_RAW', number: 13, purpose: 'AF_XDP sockets and ICMP health checks', optional: false },
+  { name: 'CAP_NET_RAW', number: 13, purpose: 'AF_XDP, for small packets, and ICMP health checks', optional: true },
   { name: 'CAP_IPC_LOCK', number: 14, purpose: 'memory that AF_XDP sends from', optional: true },
   { name: 'CAP_SYS_PTRACE', number: 19, purpose: 'namespaces that a runtime names by process', optional: true },
 ]
