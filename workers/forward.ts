@@ -8,7 +8,7 @@ import type { Device } from '../src/device/device.ts'
 import { type DeviceSpec, Devices } from '../src/device/open.ts'
 import { openFlowTable } from '../src/flow/live.ts'
 import { recoverFlowTable } from '../src/flow/recover.ts'
-import { Counters } from '../src/memory/counters.ts'
+import { Counters, type StageCounters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
 import { unmapSharedMemory } from '../src/os/memfd.ts'
@@ -16,7 +16,7 @@ import { nameThread } from '../src/os/thread.ts'
 import { Forwarder } from '../src/pipeline/forwarder.ts'
 import { Handover } from '../src/pipeline/handover.ts'
 import { inlineStages } from '../src/pipeline/inlining.ts'
-import { Loop } from '../src/pipeline/loop.ts'
+import { type Leg, Loop } from '../src/pipeline/loop.ts'
 
 const PUBLISH_MS = 100
 
@@ -44,8 +44,10 @@ const handover = new Handover(pool, input.worker, input.steering, peers)
 const flows = openFlowTable(input.flows)
 const attachments = new Map<number, Opened>()
 let express = input.express && devices.open(input.express)
-/** Undefined while paused. */
+/** Undefined while paused, when it has neither legs of its own nor counters. */
 let forwarder: Forwarder | undefined
+let strays: Leg[] = []
+let stages: StageCounters[] = []
 let nextPublish = 0
 
 let pace = { tickMs: input.tickMs, polling: input.polling }
@@ -71,6 +73,7 @@ function answer(request: unknown): unknown {
   else if ('settings' in asked) apply(asked.settings)
   else if ('express' in asked) useExpress(asked.express)
   else if ('trace' in asked) forwarder?.trace(asked.trace)
+  else if ('rest' in asked) rest()
   else if (asked.receive) receive()
   else receiveNoMore()
   return counters.share()
@@ -79,6 +82,7 @@ function answer(request: unknown): unknown {
 /** Takes the flow table over, wherever its last writer left it, and begins. */
 function receive(): void {
   recoverFlowTable(flows.handle)
+  const before = counters.stages.length
   forwarder = new Forwarder(
     pool,
     counters,
@@ -92,7 +96,9 @@ function receive(): void {
   )
   loop.pace(pace.tickMs, pace.polling)
   loop.add(forwarder.underlayLeg)
-  for (const leg of forwarder.strayLegs) loop.add(leg)
+  stages = counters.stages.slice(before)
+  strays = forwarder.strayLegs
+  for (const leg of strays) loop.add(leg)
   for (const [number, opened] of attachments) serveAttachment(forwarder, number, opened)
 }
 
@@ -100,6 +106,19 @@ function receive(): void {
 function receiveNoMore(): void {
   loop.remove(underlay)
   for (const { device } of attachments.values()) loop.remove(device)
+}
+
+/** Finishes with what other workers have handed over, and is paused. */
+function rest(): void {
+  for (const leg of strays) {
+    loop.remove(leg.device)
+    loop.drain(leg)
+  }
+  for (const stage of stages) counters.remove(stage)
+  forwarder = undefined
+  strays = []
+  stages = []
+  loop.pace(PAUSED_MS, { mode: 'never', maxMicroseconds: 0 })
 }
 
 function attach({ attachment, device: spec, mac, failMode, heartbeatFd }: AttachmentInput): void {
@@ -160,7 +179,7 @@ parentPort?.postMessage(counters.share())
 try {
   loop.run()
   // All others have ended receiving: what they handed over is the last.
-  for (const leg of forwarder?.strayLegs ?? []) loop.drain(leg)
+  for (const leg of strays) loop.drain(leg)
 } finally {
   devices.close()
   counters.publish()

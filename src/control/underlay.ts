@@ -103,6 +103,8 @@ export interface Underlay {
   missed(): number | undefined
   /** All that another process needs to go on with it; undefined where no other can. */
   parts(): UnderlayParts | undefined
+  /** Goes on with programs that the process put on the uplink that has it open; takes the descriptors. */
+  follow(programs: UplinkParts): void
   /** Leaves it to another process that has its parts; without one it ends, though not as clean as by `close`. */
   leave(): void
   /** Takes the underlay away and leaves the uplink as it was found. */
@@ -241,6 +243,7 @@ function ofTap(options: UnderlayOptions, parts: UnderlayParts & { tap: TapParts 
     },
     missed: () => queueDrops(tapName, namespace),
     parts: () => ({ ...parts, tap: { ...tap, programs: programs.parts() } }),
+    follow: uplink => programs.inherit(uplink),
     leave() {
       programs.leave()
       close(guardFd)
@@ -289,6 +292,7 @@ function withoutTap(link: LinkInfo, port: number): Underlay {
     reattach() {},
     missed: () => undefined,
     parts: () => ({ offloadRung: 'udp-socket', uplinkMtu: link.mtu, localMac: link.mac }),
+    follow() {},
     leave() {},
     close() {},
   }

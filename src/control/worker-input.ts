@@ -61,6 +61,8 @@ export type ForwardRequest =
   | { trace: TraceInput | undefined }
   /** Receive: the flow table is nobody else's any more. Or receive no more, but beat on. */
   | { receive: boolean }
+  /** No other worker receives any more: finish with what they handed over, and be paused. */
+  | { rest: true }
 
 /** Words of `ReplayInput.status`, doubles. */
 export const REPLAY_STATUS = {

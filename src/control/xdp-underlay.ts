@@ -68,6 +68,7 @@ export function openXdpUnderlay(
       missed: () => missed(fds),
       // What the kernel receives into is this process's memory.
       parts: () => undefined,
+      follow() {},
       leave: end,
       close: end,
     }

@@ -68,17 +68,18 @@ export interface Attachment extends Readonly<Omit<AttachmentParts, 'own' | 'netw
   detach(): void
 }
 
-/** Two gates and the way back. */
-export const PROGRAMS = 3
+/** Two gates, the way back and the seal on it. */
+export const PROGRAMS = 4
 
 /** What there is to do with these parts; `takeAway` removes programs, pins and TAP. Takes the descriptors. Throws DetourError. */
 export function attached(given: AttachmentParts, protectedMap: number, takeAway: () => void): Attachment {
   const parts = { ...given }
   const { id, namespace, interface: name, directory } = parts
   const heartbeat = new Heartbeat(parts.mapFd, parts.workers)
-  let closed = false
+  /** The counters when it was closed, from when on the memory is not there any more. */
+  let last: FailCounters | undefined
   function close(): void {
-    closed = true
+    last = heartbeat.read()
     heartbeat.close()
     closeSync(parts.mapFd)
     closeSync(parts.ownFd)
@@ -115,8 +116,8 @@ export function attached(given: AttachmentParts, protectedMap: number, takeAway:
     enable() {
       heartbeat.enable(parts.failMode, parts.heartbeatLimitMs)
     },
-    heartbeatAgeMs: () => (closed ? 0 : heartbeat.ageMs()),
-    failCounters: () => heartbeat.read(),
+    heartbeatAgeMs: () => (last === undefined ? heartbeat.ageMs() : 0),
+    failCounters: () => last ?? heartbeat.read(),
     isAttached: () => countHeld(namespace, directory) === PROGRAMS,
     update(addresses, mtu) {
       const before = parts.own
@@ -134,19 +135,20 @@ export function attached(given: AttachmentParts, protectedMap: number, takeAway:
       Object.assign(parts, { own, addresses, mtu, failMode, heartbeatLimitMs })
     },
     govern(failMode, heartbeatLimitMs) {
+      if (last !== undefined) return
       Object.assign(parts, { failMode, heartbeatLimitMs })
       heartbeat.govern(failMode, heartbeatLimitMs)
     },
     leave() {
-      if (!closed) close()
+      if (last === undefined) close()
     },
     withdraw() {
-      if (closed) return
+      if (last !== undefined) return
       unprotect(protectedMap, sourcesOf(parts.own))
       close()
     },
     detach() {
-      if (closed) return
+      if (last !== undefined) return
       heartbeat.disable()
       unprotect(protectedMap, sourcesOf(parts.own))
       takeAway()

@@ -141,9 +141,16 @@ export class Forwarders {
     await this.ask(() => ({ settings: { failModes } }))
   }
 
-  /** Has every worker begin; or receive no more, but beat on: `stop` then leaves nothing unsent. */
-  async receive(receive: boolean): Promise<void> {
-    await this.ask(() => ({ receive }))
+  /** Has every worker begin. */
+  async receive(): Promise<void> {
+    await this.ask(() => ({ receive: true }))
+  }
+
+  /** Has every worker receive no more, send what it has, and be paused. */
+  async rest(): Promise<void> {
+    await this.ask(() => ({ receive: false }))
+    // None receives any more, so what is still on its way between them is the last.
+    await this.ask(() => ({ rest: true }))
   }
 
   /** What the workers last published. */

@@ -28,7 +28,7 @@ export interface NodeParts {
   journal?: FlowJournal
 }
 
-export function nodeSource(parts: NodeParts, upkeep: Upkeep): Source {
+export function nodeSource(parts: NodeParts, upkeep: Pick<Upkeep, 'list'>): Source {
   const { config, underlay, endpoints, forwarders, pods, journal } = parts
   const { profile, local = '', port, vni } = config.tunnel
   const capacity = forwarders.all.reduce((sum, { flows }) => sum + flows.capacity, 0)
