@@ -2,7 +2,16 @@
 // what it is asked for.
 
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
@@ -12,9 +21,12 @@ import type { AttachRequest } from '../../src/control/operations.ts'
 import { type ControlServer, serveControl } from '../../src/control/socket.ts'
 import { DetourError } from '../../src/errors.ts'
 import { ANNOTATION, attachmentId } from '../../src/node/admission.ts'
+import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import type { PodOptions } from '../../src/node/node.ts'
 import { NodeService, type ServiceOptions } from '../../src/node/service.ts'
 import { bootId, Store } from '../../src/node/store.ts'
+import { createArrayMap, makePinDirectory, pin, unpin } from '../../src/os/bpf.ts'
+import { HEARTBEAT_SIZE, Heartbeat } from '../../src/os/heartbeat.ts'
 import { createNamespace, deleteNamespace } from '../../src/os/netns.ts'
 import { fakeSource } from '../control/fake.ts'
 
@@ -361,6 +373,29 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
       `other says that it is ${record.id}`,
     ])
     expect(files()).toEqual([name])
+  })
+
+  it('pins without a record go, once nobody has beaten their heart for a minute', async () => {
+    const id = (name: string) => `dtd-${name}-eth0-0123abcd`
+    const pinHeartbeat = (name: string) => {
+      makePinDirectory(`${PIN_DIRECTORY}/${id(name)}`)
+      const map = createArrayMap('dt_heartbeat', HEARTBEAT_SIZE, 1)
+      pin(map, `${PIN_DIRECTORY}/${id(name)}/heartbeat`)
+      return map
+    }
+    closeSync(pinHeartbeat('dead'))
+    const map = pinHeartbeat('alive')
+    const heartbeat = new Heartbeat(map)
+    heartbeat.beat()
+    try {
+      await build().open()
+      expect(['dead', 'alive'].map(name => existsSync(`${PIN_DIRECTORY}/${id(name)}`))).toEqual([false, true])
+      expect(lines).toContain(`attachment ${id('dead')}: pins without a record: removed`)
+    } finally {
+      heartbeat.close()
+      closeSync(map)
+      unpin(`${PIN_DIRECTORY}/${id('alive')}`)
+    }
   })
 
   it('a full disk refuses the pod before it is touched, and loses nothing', async () => {
