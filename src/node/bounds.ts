@@ -28,9 +28,14 @@ export function checkAttach(request: AttachRequest): void {
     expect(request[key].length <= NAME_LIMIT, key, request[key], `up to ${NAME_LIMIT} characters`)
   for (const [key, list] of Object.entries({ addresses, excludeNamespaces, annotations: Object.keys(annotations) }))
     expect(list.length <= LIST_LIMIT, key, `${list.length} entries`, `up to ${LIST_LIMIT}`)
-  for (const address of addresses) expect(isIP(address.split('/')[0]) !== 0, 'addresses', address, 'IP addresses')
+  checkAddresses(addresses)
   expect(INSPECT_CHOICES.includes(inspect), 'inspect', inspect, INSPECT_CHOICES.join(', '))
   expect(failMode === undefined || FAIL_MODES.includes(failMode), 'failMode', `${failMode}`, FAIL_MODES.join(', '))
+}
+
+/** Throws OperationFailure `bad-request` for what is no address, with or without a prefix length. */
+export function checkAddresses(addresses: readonly string[]): void {
+  for (const address of addresses) expect(isIP(address.split('/')[0]) !== 0, 'addresses', address, 'IP addresses')
 }
 
 function expect(valid: boolean, key: string, value: string, allowed: string): void {

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { connectControl } from '../control/client.ts'
 import { type FlowLog, openFlowLog } from '../control/flow-log.ts'
 import { type Log, openLog } from '../control/log.ts'
+import { packageVersion } from '../control/package.ts'
 import { DetourError } from '../errors.ts'
 import { NODE_CAPABILITIES, requireCapabilities } from '../os/capabilities.ts'
 import { openServiceManager, type ServiceManager } from '../os/notify.ts'
@@ -47,6 +48,7 @@ class Daemon {
     this.store = new Store(this.settings.config.node.state)
     this.write = openLog(this.settings.config.log)
     this.manager = openServiceManager(options.partner ? {} : process.env)
+    this.log(`detour ${packageVersion()}, configuration ${options.file}`)
     for (const { name, purpose } of lacking) this.log(`${name} is missing: it is for ${purpose}`, { level: 'warn' })
   }
 

@@ -3,17 +3,18 @@
 import { closeSync, constants, fstatSync, openSync, statfsSync, statSync } from 'node:fs'
 import { OperationFailure } from '../control/operations.ts'
 import { ioctl } from '../os/libc.ts'
+import { namespaceCookie } from '../os/netns.ts'
 
 // linux/magic.h, linux/nsfs.h, linux/sched.h.
 const NSFS_MAGIC = 0x6e73_6673
 const NS_GET_NSTYPE = 0xb703
 const CLONE_NEWNET = 0x4000_0000
 
-/** Names one namespace while it lives: device and inode. */
+/** Names one namespace: its cookie, or on old kernels device and inode, which are used again. */
 export type SandboxId = string
 
 /** Which network namespace is at a path, or undefined when nothing is there any more. Throws OperationFailure `bad-request` when it is something else, or a namespace of the host. */
-export function sandboxAt(path: string, hosts: readonly SandboxId[]): SandboxId | undefined {
+export function sandboxAt(path: string, hosts: readonly string[]): SandboxId | undefined {
   let fd: number
   try {
     // NB: without O_NONBLOCK, opening a named pipe would wait for ever.
@@ -28,16 +29,16 @@ export function sandboxAt(path: string, hosts: readonly SandboxId[]): SandboxId 
     if (!isNamespace || ioctl(fd, NS_GET_NSTYPE, 0) !== CLONE_NEWNET)
       throw new OperationFailure('bad-request', `${path} is not a network namespace`)
     const { dev, ino } = fstatSync(fd)
-    const id = `${dev}:${ino}`
-    if (!hosts.includes(id)) return id
+    const inode = `${dev}:${ino}`
+    if (!hosts.includes(inode)) return `${namespaceCookie(`/proc/self/fd/${fd}`) ?? inode}`
     throw new OperationFailure('bad-request', `${path} is the node's own network namespace: not a pod's`)
   } finally {
     closeSync(fd)
   }
 }
 
-/** The namespaces that are no pod's: this process's, and that of the machine's first where it can be seen. */
-export function hostSandboxes(): SandboxId[] {
+/** Device and inode of the namespaces that are no pod's: this process's, and that of the machine's first where it can be seen. */
+export function hostNamespaces(): string[] {
   return ['/proc/self/ns/net', '/proc/1/ns/net'].flatMap(path => {
     try {
       const { dev, ino } = statSync(path)

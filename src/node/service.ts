@@ -17,10 +17,10 @@ import {
 import { DetourError } from '../errors.ts'
 import { admit, attachmentId, type OwnPod, podLabel } from './admission.ts'
 import { cleanup } from './attachment.ts'
-import { checkAttach, checkKey } from './bounds.ts'
+import { checkAddresses, checkAttach, checkKey } from './bounds.ts'
 import { orphans, removePins } from './leftovers.ts'
 import type { PodOptions, RunningNode } from './node.ts'
-import { hostSandboxes, type SandboxId, sandboxAt } from './sandbox.ts'
+import { hostNamespaces, type SandboxId, sandboxAt } from './sandbox.ts'
 import type { AttachmentRecord, Store } from './store.ts'
 
 type Known = Omit<AttachmentRecord, 'boot'>
@@ -41,7 +41,9 @@ export class NodeService implements Operations {
   private readonly known = new Map<string, Known>()
   /** The last piece of work on each attachment. */
   private readonly work = new Map<string, Promise<unknown>>()
-  private readonly hosts: SandboxId[] = hostSandboxes()
+  /** What was last said of a pod that cannot be attached, so that it is said once. */
+  private readonly told = new Map<string, string>()
+  private readonly hosts = hostNamespaces()
   private phase: 'starting' | 'ready' | 'stopping' = 'starting'
 
   constructor(options: ServiceOptions) {
@@ -98,6 +100,7 @@ export class NodeService implements Operations {
 
   async check(request: CheckRequest): Promise<CheckReply> {
     checkKey(request)
+    checkAddresses(request.addresses)
     const id = attachmentId(request)
     const record = this.known.get(id)
     const no = (reason: string): CheckReply => ({ ok: false, reason: `${record?.label ?? id}: ${reason}` })
@@ -123,7 +126,9 @@ export class NodeService implements Operations {
       return { ready: false, degraded: false, reason: `the daemon is ${this.phase}; try again in a moment` }
     const underlay = node.alarms().find(({ name, raised }) => raised && name.startsWith('uplink '))
     if (underlay !== undefined) return { ready: false, degraded: true, reason: underlay.text }
-    const fault = this.endpointFault()
+    const [unserved] = this.unserved
+    const fault =
+      this.endpointFault() || (unserved && `${unserved.label} is not attached; the daemon tries again`) || ''
     return { ready: true, degraded: fault !== '', reason: fault || 'pods can be attached' }
   }
 
@@ -207,6 +212,7 @@ export class NodeService implements Operations {
     await this.takeAway(id, this.known.get(id))
     this.options.store.remove(id)
     this.known.delete(id)
+    this.told.delete(id)
   }
 
   /** Also what is there although the node has not adopted it. */
@@ -228,9 +234,18 @@ export class NodeService implements Operations {
         await node.attach(podOptions(record))
         this.say(record, 'attached again')
       }
+      this.told.delete(id)
     } catch (error) {
-      log(`${record.label}: ${(error as Error).message}`, { level: 'warn', attachment: id })
+      const { message } = error as Error
+      if (this.told.get(id) !== message) log(`${record.label}: ${message}`, { level: 'warn', attachment: id })
+      this.told.set(id, message)
     }
+  }
+
+  /** Pods that should be inspected, but could not be attached. */
+  private get unserved(): Known[] {
+    const { node } = this.options
+    return [...this.known.values()].filter(({ id, inspected }) => inspected && !node.pods().some(pod => pod.id === id))
   }
 
   private sandbox(netns: string): SandboxId | undefined {

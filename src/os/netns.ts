@@ -4,10 +4,12 @@
 import { type ExecFileSyncOptions, execFileSync } from 'node:child_process'
 import { closeSync, openSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { DetourError } from '../errors.ts'
-import { must, setns } from './libc.ts'
+import { AF, getsockopt, must, SOCK, setns, socket } from './libc.ts'
 
 const CLONE_NEWNET = 0x4000_0000
 const NAMED = '/run/netns'
+const SOL_SOCKET = 1
+const SO_NETNS_COOKIE = 71
 /** Which of the sixteen counters of /proc/net/dev. */
 const TX_DROP = 11
 
@@ -50,6 +52,19 @@ export function inNamespace<T>(namespace: string, fn: () => T): T {
 /** The inode of a namespace, which tells it from all others that live; '' is the current one. */
 export function namespaceId(namespace: string): number {
   return statSync(namespace === '' ? '/proc/thread-self/ns/net' : namespacePath(namespace)).ino
+}
+
+/** A number that no other namespace has had or will have until the next boot (SO_NETNS_COOKIE); undefined before kernel 5.14. NB: inodes are used again. */
+export function namespaceCookie(namespace: string): bigint | undefined {
+  return inNamespace(namespace, () => {
+    const fd = must(socket(AF.INET, SOCK.DGRAM, 0), 'socket', namespace)
+    try {
+      const cookie = new BigUint64Array(1)
+      return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, cookie) < 0 ? undefined : cookie[0]
+    } finally {
+      closeSync(fd)
+    }
+  })
 }
 
 /** Makes a named namespace with its loopback up. */

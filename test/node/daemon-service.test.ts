@@ -238,6 +238,7 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
       { ifname: '..' },
       { podName: 'x'.repeat(5000) },
       { addresses: ['ten'] },
+      { addresses: ['10.0.0.1/24', 'x'.repeat(500_000)] },
       { addresses: Array(2000).fill('10.0.0.1') },
       { inspect: 'perhaps' as never },
       { failMode: 'ajar' as never },
@@ -337,20 +338,36 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
     expect(lines.join('\n')).toMatch(/default\/web-0: eth0 detached: its network namespace .* is gone/)
   })
 
+  it('a pod that cannot be attached is told once, and makes the daemon degraded', async () => {
+    await client.ask('attach', request())
+    node = standIn()
+    node.attach = async () => {
+      throw new DetourError('system', 'no memory')
+    }
+    const next = build()
+    await next.open()
+    await next.sweep()
+    expect(lines.filter(line => line === 'default/web-0: no memory')).toHaveLength(1)
+    expect(await next.ready()).toMatchObject({
+      ready: true,
+      degraded: true,
+      reason: expect.stringContaining('default/web-0'),
+    })
+    expect(files()).toHaveLength(1)
+  })
+
   it('a namespace of the same name that is another one is not the pod’s', async () => {
     const name = `dtd-e-${process.pid}`
     createNamespace(name)
     await client.ask('attach', request({ netns: `/run/netns/${name}` }))
     deleteNamespace(name)
-    // NB: the kernel hands inode numbers out again, so one of them is kept.
-    const holder = `dtd-f-${process.pid}`
-    createNamespace(holder)
+    // NB: it may well have the inode number of the last one.
     createNamespace(name)
     try {
       await service.sweep()
       expect([files(), node.attached.size]).toEqual([[], 0])
     } finally {
-      for (const each of [name, holder]) deleteNamespace(each)
+      deleteNamespace(name)
     }
   })
 
