@@ -373,7 +373,7 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     it(`an endpoint that goes and comes is told once each (fail-${failMode})`, async () => {
       build()
       const run = async () => {
-        gateway = await startGateway({ profile: 'vxlan', address: '10.99.0.2', namespace: ENDPOINT, rules: ALLOW_ALL })
+        gateway = await startGateway({ profile: 'vxlan', address: '10.99.0.2', namespace: ENDPOINT, policy: ALLOW_ALL })
       }
       deleteLink('vx0', ENDPOINT)
       await run()

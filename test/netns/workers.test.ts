@@ -264,7 +264,7 @@ describe.skipIf(missing !== '')(title('a node with several workers'), () => {
         build('without')
         if (offload === 'udp-socket') for (const pod of PODS) await runIn(pod, 'ethtool', '-K', 'eth0', 'tx', 'off')
         gateway = await startGateway({
-          ...{ profile: kind, address: '10.99.0.2', namespace: ENDPOINT, rules: ALLOW_ALL, workers: 2 },
+          ...{ profile: kind, address: '10.99.0.2', namespace: ENDPOINT, policy: ALLOW_ALL, workers: 2 },
           ...(offload === 'udp-socket' ? {} : { interface: 'eth0', rung: offload as OffloadRung }),
         })
         await start(kind, { workers: 3, rungs: { offload } }, { pods: PODS.map(pod => ({ id: pod, namespace: pod })) })

@@ -221,7 +221,7 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       const before = look()
       gateway = await startGateway({
         ...{ profile: 'geneve', address: '10.99.0.2', namespace: ENDPOINT, interface: 'eth0', rung: 'af-xdp', workers },
-        rules: { default: 'allow', rules: [{ name: 'no-telnet', protocol: 'tcp', ports: [23], action: 'reset' }] },
+        policy: { default: 'allow', rules: [{ name: 'no-telnet', protocol: 'tcp', ports: [23], action: 'reset' }] },
       })
       const [row] = await gateway.source.underlay()
       expect(row).toMatchObject({ device: 'xdp:eth0', rung: 'af-xdp', capabilities: ['copy', 'native'] })
