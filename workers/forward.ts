@@ -149,10 +149,14 @@ function detach(number: number): void {
 }
 
 function apply(settings: LiveSettings): void {
-  const { policy, failModes = [] } = settings
+  const { policy, probe, failModes = [] } = settings
   if (policy !== undefined) {
     input.forwarder.policy = policy
     forwarder?.usePolicy(policy)
+  }
+  if (probe !== undefined) {
+    input.forwarder.probe = probe
+    forwarder?.useProbe(probe)
   }
   for (const [number, mode] of failModes) {
     const opened = attachments.get(number)

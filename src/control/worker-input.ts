@@ -10,6 +10,7 @@ import type { PoolHandle } from '../memory/pool.ts'
 import type { FailMode } from '../os/heartbeat.ts'
 import type { PollingOptions } from '../pipeline/busy-poll.ts'
 import type { ForwarderOptions } from '../pipeline/forwarder.ts'
+import type { ProbeOptions } from '../pipeline/probe.ts'
 import type { ReplayerOptions } from '../pipeline/replayer.ts'
 import type { TraceInput } from '../pipeline/trace.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
@@ -46,6 +47,7 @@ export interface ForwardInput extends WorkerInput, PeerInput {
 /** What may change while packets flow; what is not given stays. */
 export interface LiveSettings {
   policy?: PolicyHandle
+  probe?: ProbeOptions
   pace?: { tickMs: number; polling: PollingOptions }
   /** Of attachments, by number. */
   failModes?: [attachment: number, mode: FailMode][]

@@ -62,7 +62,8 @@ export class EndpointPool {
   /** What workers build their pool from. */
   readonly handle: EndpointsHandle
   /** How workers probe. */
-  readonly probe: ProbeOptions
+  probe: ProbeOptions
+  private readonly ownProbe: boolean
   private readonly tunnel: TunnelConfig
   private readonly table: EndpointTable
   private readonly members = new Map<string, Member>()
@@ -77,6 +78,7 @@ export class EndpointPool {
   constructor(options: PoolOptions) {
     const { config, tunnel, namespace, uplink, mtu, direct, numbers = [] } = options
     this.tunnel = tunnel
+    this.ownProbe = options.probe !== undefined
     this.probe = options.probe ?? probeOf(config)
     this.table = new EndpointTable(rulesOf(config))
     this.handle = { table: this.table.handle, health: createHealth(), seed: seedOf(config) }
@@ -155,11 +157,12 @@ export class EndpointPool {
     }
   }
 
-  /** Takes over what may change while packets flow: endpoints, rebalancing, segment sizes. Throws DetourError. */
+  /** Takes over what may change while packets flow: endpoints, their health, rebalancing, segment sizes. Throws DetourError. */
   reconfigure(config: Config): void {
     this.set(configuredEndpoints(config))
     this.table.setRules(rulesOf(config))
     this.checks.reconfigure(config.health)
+    if (!this.ownProbe) this.probe = probeOf(config)
   }
 
   /** Looks at uplink, routes and neighbours again. */

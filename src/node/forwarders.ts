@@ -141,6 +141,11 @@ export class Forwarders {
     await this.ask(() => ({ settings: { failModes } }))
   }
 
+  /** Has every worker take over what was published of the endpoints, and probe them in this way. */
+  async useEndpoints({ probe }: EndpointPool): Promise<void> {
+    await this.ask(() => ({ settings: { probe } }))
+  }
+
   /** Has every worker begin. */
   async receive(): Promise<void> {
     await this.ask(() => ({ receive: true }))

@@ -54,13 +54,16 @@ export class Running implements RunningNode {
   }
 
   async reconfigure(): Promise<void> {
-    const { endpoints, pods, config } = this.options
+    const { endpoints, forwarders, pods, config } = this.options
     endpoints.reconfigure(config)
+    await forwarders.useEndpoints(endpoints)
     await pods.reconfigure()
   }
 
   async setEndpoints(list: readonly EndpointConfig[]): Promise<void> {
-    this.options.endpoints.set(list)
+    const { endpoints, forwarders } = this.options
+    endpoints.set(list)
+    await forwarders.useEndpoints(endpoints)
   }
 
   async attach(pod: PodOptions): Promise<void> {
@@ -112,6 +115,10 @@ export class Running implements RunningNode {
     const { listeners } = this.options
     listeners.add(listener)
     return () => listeners.delete(listener)
+  }
+
+  heartbeatAges(): number[] {
+    return this.options.pods.attachments.map(attachment => attachment.heartbeatAgeMs())
   }
 
   async follow(change: Change): Promise<void> {

@@ -197,6 +197,11 @@ export class Forwarder {
     this.decide.policy = new Policy(policy)
   }
 
+  /** Has endpoints probed and judged in this way. */
+  useProbe(options: ProbeOptions): void {
+    this.probe.use(options)
+  }
+
   /** What becomes of an attachment's packets while no endpoint may have them. */
   useFailMode(attachment: number, closed: boolean): void {
     this.decide.failClosed[attachment] = closed ? 1 : 0

@@ -42,6 +42,8 @@ export interface ProbeOptions {
   holdDownMs?: number
 }
 
+const completed = (options: ProbeOptions) => ({ rise: 1, fall: 1, holdDownMs: 0, ...options })
+
 const DOUBLES = HEALTH.WORDS / 2
 const { LAST_ANSWER, SINCE, SUM, TIME } = HEALTH.DOUBLES
 
@@ -52,7 +54,7 @@ export class Probe {
   private readonly encap: Encap
   private readonly endpoints: Endpoints
   private readonly transmit: (batch: Batch) => void
-  private readonly options: Required<ProbeOptions>
+  private options: Required<ProbeOptions>
   private readonly sends: boolean
   private readonly words: Int32Array
   private readonly doubles: Float64Array
@@ -74,10 +76,15 @@ export class Probe {
     this.encap = encap
     this.endpoints = endpoints
     this.transmit = transmit
-    this.options = { rise: 1, fall: 1, holdDownMs: 0, ...options }
+    this.options = completed(options)
     this.sends = sends
     this.words = new Int32Array(health)
     this.doubles = new Float64Array(health)
+  }
+
+  /** Sends and judges in this way from now on. */
+  use(options: ProbeOptions): void {
+    this.options = completed(options)
   }
 
   /** Probes sent to all endpoints that there are. */
