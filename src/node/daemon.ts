@@ -11,8 +11,8 @@ import { DetourError } from '../errors.ts'
 import { NODE_CAPABILITIES, requireCapabilities } from '../os/capabilities.ts'
 import { openServiceManager, type ServiceManager } from '../os/notify.ts'
 import type { OwnPod } from './admission.ts'
-import { type Pair, runPair } from './handover-pair.ts'
-import type { NodeOptions } from './node.ts'
+import { type Pair, runPair, type Service } from './handover-pair.ts'
+import type { NodeOptions, RunningNode } from './node.ts'
 import { Serving } from './serving.ts'
 import { Settings } from './settings.ts'
 import { Store } from './store.ts'
@@ -61,23 +61,11 @@ class Daemon {
       standby,
       partner: this.options.partner,
       options: () => this.nodeOptions(),
-      activate: async node => {
-        const { settings, store, log } = this
-        const changed = (keys: string[]) => this.changed(keys)
-        const serving = await Serving.open({ node, settings, store, own: ownPod(), log, changed })
-        this.serving = serving
-        return {
-          close: async () => {
-            this.serving = undefined
-            await serving.close()
-          },
-        }
-      },
+      activate: node => this.activate(node),
       startPartner: async () => this.startPartner(),
       log: this.log,
     })
     this.pair = pair
-    this.log(`ready: uplink ${this.settings.uplink}, control socket ${this.settings.config.node.control}`)
     this.manager.ready('ready')
     const beats = this.startBeating()
     if (this.stopping) void pair.stop('leave')
@@ -86,6 +74,21 @@ class Daemon {
       this.flowLog?.close()
       this.manager.close()
     })
+  }
+
+  /** Serves, by the configuration as it is now: this process may have stood by for long. */
+  private async activate(node: RunningNode): Promise<Service> {
+    const { settings, store, log } = this
+    const changed = (keys: string[]) => this.changed(keys)
+    const serving = await Serving.open({ node, settings, store, own: ownPod(), log, changed })
+    this.serving = serving
+    log(`ready: uplink ${settings.uplink}, control socket ${settings.config.node.control}`)
+    return {
+      close: async () => {
+        this.serving = undefined
+        await serving.close()
+      },
+    }
   }
 
   /** What the node is started with, as the file has it now; as it had it last where that has faults. */

@@ -46,6 +46,8 @@ export class Serving {
   static async open(options: ServingOptions): Promise<Serving> {
     const serving = new Serving(options)
     try {
+      // What was changed since the node was started counts, too; faults are told.
+      await serving.takeOver().catch(({ message }) => options.log(message, { level: 'error', event: 'reload' }))
       await serving.start()
       return serving
     } catch (error) {
