@@ -6,11 +6,7 @@ import type { Config } from '../control/config.ts'
 const LIVE = [
   'endpoints',
   'tunnel.remote',
-  'health.icmp',
-  'health.tcp',
-  'health.rise',
-  'health.fall',
-  'health.holdDownSeconds',
+  'health',
   'rebalance',
   'mssClamp',
   'pods.inspect',
