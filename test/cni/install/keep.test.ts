@@ -3,7 +3,7 @@
 
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
 import { BACKOFF } from '../../../src/cni/install/backoff.ts'
@@ -44,6 +44,17 @@ function keep(on: Node, options: Partial<KeepOptions> = {}) {
 /** Runs a shell script in the configuration directory, as another process that means well. */
 const primary = (on: Node, script: string) =>
   execFileSync('sh', ['-ec', script], { cwd: on.confDir, env: { PATH: process.env.PATH, FIXTURES } })
+
+/** The inodes that this process watches, as the kernel tells (proc_pid_fdinfo(5)). */
+function watchedInodes(): number[] {
+  const infos = readdirSync('/proc/self/fdinfo').flatMap(fd => {
+    const path = `/proc/self/fdinfo/${fd}`
+    return existsSync(path) ? [readFileSync(path, 'utf8')] : []
+  })
+  return infos.flatMap(info =>
+    [...info.matchAll(/^inotify wd:\w+ ino:(\w+)/gm)].map(([, ino]) => Number.parseInt(ino, 16)),
+  )
+}
 
 const typesIn = (on: Node, file: string) =>
   JSON.parse(on.read(file)).plugins.map((plugin: { type: string }) => plugin.type)
@@ -141,6 +152,7 @@ describe('repair', () => {
     primary(on, 'cp $FIXTURES/calico/10-calico.conflist .')
     await next('ready')
     expect(typesIn(on, '10-calico.conflist')).toEqual(CALICO)
+    expect(watchedInodes()).toContain(statSync(on.confDir).ino)
   })
 
   it('when the executable is gone', async () => {
