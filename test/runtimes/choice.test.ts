@@ -1,13 +1,14 @@
 // Which pods Detour takes: what annotations, namespaces and the conflist say, and pods from before and after
 // `detour cni install` and `uninstall`. All run by containerd, as a kubelet drives it.
 
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { PLUGIN } from '../../src/cni/install/entry.ts'
 import { detour } from '../../src/lab/process.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
 import {
+  calledFor,
   entry,
   type Gateway,
   makePlugins,
@@ -101,6 +102,20 @@ describe.skipIf(missing !== '')(title('which pods are inspected'), () => {
     const annotations = { 'detour.dev/inspect': 'maybe' }
     await expect(runtime.run({ name: 'odd', annotations })).rejects.toThrow(/detour\.dev\/inspect.*maybe/)
     for (const id of await containerd.cri.pods()) await containerd.cri.removePod(id)
+  })
+})
+
+describe.skipIf(missing !== '')(title('a plugin behind Detour that fails'), () => {
+  it('the pod does not start, and nothing is left of it', async () => {
+    const failure = '{"cniVersion":"1.0.0","code":100,"msg":"not today"}'
+    const script = `#!/bin/sh\nif [ $CNI_COMMAND = ADD ]; then echo '${failure}'; exit 1; fi\n`
+    writeFileSync(join(plugins, 'fails'), script, { mode: 0o755 })
+    const runtime = await byCri(scene, containerd, network('1.0.0', entry(scene), { type: 'fails' }))
+    const before = calledFor(scene)
+    await expect(runtime.run({ name: 'unlucky' })).rejects.toThrow('not today')
+    const [id] = calledFor(scene).filter(each => !before.includes(each))
+    expect(id).toMatch(/^[0-9a-f]{64}$/)
+    expect(tracesOf(scene, id)).toEqual([])
   })
 })
 

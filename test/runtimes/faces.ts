@@ -150,9 +150,11 @@ export function writePlugin(path: string): void {
   chmodSync(path, 0o755)
 }
 
+const logOf = (scene: Scene) => scene.file('cni.log')
+
 /** Detour's entry of a conflist, as the installer writes it, with a log of calls. */
 export function entry(scene: Scene, more: object = {}): Plugin {
-  return { ...entryOf({ socket: socketOf(scene) }), logFile: scene.file('cni.log'), ...more }
+  return { ...entryOf({ socket: socketOf(scene) }), logFile: logOf(scene), ...more }
 }
 
 /** What the daemon keeps of attachments: pins and state files that carry a container's id. */
@@ -160,4 +162,10 @@ export function tracesOf(scene: Scene, containerId: string): string[] {
   const folders = [PIN_DIRECTORY, scene.file('detour')].filter(existsSync)
   const names = folders.flatMap(folder => readdirSync(folder, { recursive: true, encoding: 'utf8' }))
   return names.filter(name => name.includes(shortId(containerId)))
+}
+
+/** The containers that the plugin was called for, by its log. */
+export function calledFor(scene: Scene): string[] {
+  const lines = readFileSync(logOf(scene), 'utf8').split('\n').filter(Boolean)
+  return [...new Set(lines.map(line => (JSON.parse(line) as { containerId: string }).containerId))]
 }

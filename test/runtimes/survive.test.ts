@@ -1,11 +1,13 @@
 // The daemon's death under real pods: nothing of a fail-closed pod leaks, a fail-open pod goes on, connections live through
 // it, the runtime is told why no pod starts, and what was removed meanwhile is cleaned up.
 
+import { readdirSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { connectControl } from '../../src/control/client.ts'
 import { ip } from '../../src/os/netns.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
 import {
+  calledFor,
   cleanNode,
   type Daemon,
   entry,
@@ -88,6 +90,9 @@ function links(namespace: string): string[] {
   const lines = ip(['-o', 'link'], namespace).split('\n').filter(Boolean)
   return lines.map(line => line.split(': ')[1].split('@')[0]).sort()
 }
+
+/** What the daemon remembers of pods, by its files. */
+const records = () => readdirSync(scene.file('detour/attachments')).sort()
 
 /** What came back of a pod's counting, a number a line; the last line may be half there. */
 async function counted(pod: Pod): Promise<number[]> {
@@ -187,6 +192,26 @@ describe.skipIf(missing !== '')(title('kill -9 of the whole daemon'), () => {
       expect({ failed: exitCode !== 0, stdout }).toEqual({ failed: true, stdout: '' })
     }
     await until('the removed pod is cleaned up', () => tracesOf(scene, removed.id).length === 0)
+  })
+})
+
+describe.skipIf(missing !== '')(title('kill -9 while pods start'), () => {
+  it('a pod that starts is inspected, and of one that does not nothing is left', async () => {
+    const kept = records()
+    const starting = ['a', 'b', 'c'].map(name => runtime.run({ name }))
+    await until('an attachment is made', () => records().length > kept.length)
+    await daemon.killAll()
+    const outcomes = await Promise.allSettled(starting)
+    daemon = await startDaemon(scene)
+    const started = outcomes.flatMap(outcome => (outcome.status === 'fulfilled' ? [outcome.value] : []))
+    for (const pod of started) {
+      expect(await get(pod, '/started')).toMatchObject({ stdout: '/started' })
+      expect(await get(pod, '/secret')).toMatchObject({ stdout: '' })
+      await pod.remove()
+    }
+    await until('nothing else is left', () => records().join() === kept.join())
+    const living = [closed.id, open.id]
+    for (const id of calledFor(scene)) if (!living.includes(id)) expect(tracesOf(scene, id)).toEqual([])
   })
 })
 
