@@ -20,18 +20,18 @@ export function socketPath(face: Face): string {
   return join(socketDirectory(), `${face}.sock`)
 }
 
-/** Makes the folder of the sockets; throws DetourError when it is not this user's alone. */
-export function prepareDirectory(directory: string): void {
+/** Makes a folder of sockets or state, which `setting` names; throws DetourError when it is not this user's alone. */
+export function prepareDirectory(directory: string, setting = 'DETOUR_RUN_DIR'): void {
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 })
   } catch (error) {
-    throw new DetourError('permission', `control sockets: ${(error as Error).message}; set DETOUR_RUN_DIR`)
+    throw new DetourError('permission', `${directory}: ${(error as Error).message}; set ${setting} to another folder`)
   }
   const found = lstatSync(directory)
   const uid = process.geteuid?.()
   if (!found.isDirectory() || (uid !== undefined && found.uid !== uid) || (found.mode & 0o022) !== 0) {
-    const advice = 'remove it, or set DETOUR_RUN_DIR to a folder that only you may write'
-    throw new DetourError('permission', `control sockets: ${directory} is not a folder of user ${uid} alone; ${advice}`)
+    const advice = `remove it, or set ${setting} to a folder that only you may write`
+    throw new DetourError('permission', `${directory} is not a folder of user ${uid} alone; ${advice}`)
   }
 }
 

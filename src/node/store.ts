@@ -55,7 +55,7 @@ export class Store {
 
   /** Makes the folder where it is missing. Throws DetourError when it is not this user's alone. */
   constructor(directory: string, boot = bootId()) {
-    prepareDirectory(directory)
+    prepareDirectory(directory, 'node.state')
     this.directory = join(directory, 'attachments')
     mkdirSync(this.directory, { recursive: true, mode: 0o700 })
     this.boot = boot
