@@ -8,6 +8,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { configSchema } from '../../src/control/config.ts'
+import { DROP } from '../../src/drop.ts'
 import { detour, type Running, start } from '../../src/lab/process.ts'
 import { type NodeOptions, type RunningNode, startNode } from '../../src/node/node.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch, namespacePath } from '../../src/os/netns.ts'
@@ -40,6 +41,8 @@ export class Scene {
   readonly log: string[] = []
   private readonly names: string[]
   private readonly gateways = new Map<number, Running>()
+  private readonly running: Running[] = []
+  private readonly places = new Map<ChildProcess, string>()
   private readonly children: ChildProcess[] = []
   private readonly listeners = new Map<number, { child: ChildProcess; file: string }>()
 
@@ -82,14 +85,40 @@ export class Scene {
 
   /** Starts the gateway of a number; resolves when it takes packets. */
   async gateway(number: number, version: 4 | 6 = 4): Promise<void> {
-    const path = namespacePath(gatewayName(number))
-    const address = gatewayAddress(number, version)
-    const listen = `${version === 6 ? `[${address}]` : address}:6081`
-    const control = join(this.folder, `gw${number}.sock`)
+    this.gateways.set(number, await this.gatewayIn(gatewayName(number), gatewayAddress(number, version)))
+  }
+
+  /** Starts a gateway on eth0 of a namespace. */
+  async gatewayIn(namespace: string, address: string): Promise<Running> {
+    const listen = `${address.includes(':') ? `[${address}]` : address}:6081`
+    const control = join(this.folder, `${namespace}.sock`)
     const command = detour('gateway', '--listen', listen, '--interface', 'eth0', '--control', control)
-    const running = start({ path }, gatewayName(number), command)
-    this.gateways.set(number, running)
+    const running = start({ path: namespacePath(namespace) }, namespace, command)
+    this.running.push(running)
     await running.line(line => line.includes('listens on'), 30_000)
+    return running
+  }
+
+  /** Makes one more namespace. */
+  extra(name: string): string {
+    const full = `${PREFIX}-${name}`
+    deleteNamespace(full)
+    createNamespace(full)
+    this.names.push(full)
+    return full
+  }
+
+  /** Packets that a stage of the node dropped for a reason. */
+  drops(stage: string, reason: string): number {
+    const code = Object.entries(DROP).find(([name]) => name.toLowerCase().replaceAll('_', '-') === reason)![1]
+    const stages = this.node.source.counters().flatMap(({ stages }) => stages)
+    return stages.filter(({ name }) => name === stage).reduce((sum, one) => sum + one.drops(code), 0)
+  }
+
+  /** Ends the child that runs a script in a namespace. */
+  end(source: string, namespace: string): void {
+    for (const one of this.children)
+      if (one.spawnargs.includes(source) && this.places.get(one) === namespace) one.kill('SIGKILL')
   }
 
   /** Kills a gateway; resolves when it is gone. */
@@ -112,6 +141,7 @@ export class Scene {
       spawn(process.execPath, ['-e', source, ...args.map(String)], { stdio: ['pipe', 'pipe', 'inherit'] }),
     )
     this.children.push(child)
+    this.places.set(child, namespace)
     return new Script(child)
   }
 
@@ -154,7 +184,7 @@ export class Scene {
       child.kill('SIGKILL')
       await gone
     }
-    for (const running of this.gateways.values()) await running.stop('SIGKILL')
+    for (const running of this.running) await running.stop('SIGKILL')
     for (const name of this.names) deleteNamespace(name)
     rmSync(this.folder, { recursive: true, force: true })
   }
@@ -217,8 +247,9 @@ export const ECHO = `
   })`
 
 /**
- * TCP connections to an echo server: argv address, port. Commands: "open N" says "open PORT,PORT,…"; "ping" has each send a line, and
- * says "back N" when N of the connections have got theirs, all of them unless some broke.
+ * TCP connections, and UDP sockets, to an echo server: argv address, port. Commands: "open N" says "open PORT,PORT,…"; "ping" has each
+ * connection send a line, and says "back N" when all N that are left have got theirs; "udp N" has N sockets send until each has got
+ * an answer, and says "udp N"; "bulk BYTES" has the newest connection send so much and says "bulk BYTES" when all of it is back.
  */
 export const CLIENT = `
   const [address, port] = process.argv.slice(1)
@@ -236,6 +267,25 @@ export const CLIENT = `
         s.on('error', () => {})
         s.on('close', () => { all.delete(s); check() })
       }
+    },
+    udp(n) {
+      let left = n
+      for (let i = 0; i < n; i++) {
+        const s = require('dgram').createSocket(address.includes(':') ? 'udp6' : 'udp4')
+        const send = () => s.send('hello', +port, address, () => {})
+        const timer = setInterval(send, 200)
+        s.on('message', () => { clearInterval(timer); s.close(); if (--left == 0) console.log('udp ' + n) })
+        send()
+      }
+    },
+    bulk(bytes) {
+      const s = [...all].pop()
+      let got = 0
+      s.on('data', function more(d) {
+        got += d.length
+        if (got >= bytes) { s.off('data', more); console.log('bulk ' + got) }
+      })
+      s.write(Buffer.alloc(bytes, 46))
     },
     ping() { round++; for (const s of all) s.write(round + '\\n'); check() },
   }
