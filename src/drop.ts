@@ -44,7 +44,7 @@ const REASONS = {
   ECN_CE_NOT_ECT: 'the underlay marked congestion on a packet whose inner header is not ECN-capable (RFC 6040)',
 
   // gate: what the kernel stopped at the pod's interface
-  SPOOFED_MAC: 'the pod sent from a MAC address that is not its own',
+  SPOOFED_MAC: 'the pod sent from a MAC address that is not its own, or past its gate to the workers',
   SPOOFED_ADDRESS: 'the pod sent from, or claimed, an IP address that is not its own, or hid it behind a VLAN tag',
   NO_WORKER: 'no worker was alive and the attachment fails closed',
 

@@ -1,4 +1,4 @@
-// The BPF programs of interception: gates on a pod's interface, and the way back from the TAP beside it.
+// The BPF programs of interception: gates on a pod's interface, the way back from the TAP beside it, and a seal on that.
 //
 // NB: what a packet is says the packet. `skb->protocol` of a packet that leaves is whatever a raw socket was told (packet(7)), and the
 // other side of the veth does not look at it.
@@ -20,13 +20,16 @@ const DISCOVERY = { FIRST: 133, ROUTER_ADVERTISEMENT: 134, NEIGHBOUR_ADVERTISEME
 /** Mark of a frame on its way back into the pod, only between the TAP and the pod's interface. A veth scrubs marks, so none can come from outside. */
 const MARK = 0x0de70000
 
+/** `skb->tc_index` of what a gate gives to the TAP: no socket can set it. */
+const SEAL = 0xde70
+
 // The worker reads the clock a little apart from the kernel: a heartbeat from the near future is alive, too.
 const SLACK = 8
 
 const BPF_F_INGRESS = 1
 
 /** Changes with what the gates do or find in their maps: gates of another version must be replaced. */
-export const GATE_VERSION = 2
+export const GATE_VERSION = 3
 
 /** Bits of a value in the map of own addresses: the pod may send from it; it is on the pod's link. */
 export const OWN = { SOURCE: 1, ON_LINK: 2 } as const
@@ -91,14 +94,14 @@ export function gate(options: Gate): Uint8Array {
   const tagged = leaving && mac !== undefined ? 'spoofed address' : 'live?'
   a.when(R2, '==', TAG, tagged).when(R2, '==', SERVICE_TAG, tagged)
   if (leaving && mac !== undefined) arp(a, options, mac)
-  a.jump('next')
+  a.jump('link')
 
   a.label('ipv4')
   loadBytes(a, ETHERNET, IP, 20).when(R0, '!=', 0, 'live?')
   if (leaving) ownSource4(a, options)
   else {
     key4(a, SOURCE4)
-    find(a, protectedMap).when(R0, '!=', 0, 'next')
+    find(a, protectedMap).when(R0, '!=', 0, 'inspected')
   }
   a.jump('live?')
 
@@ -107,14 +110,17 @@ export function gate(options: Gate): Uint8Array {
   if (leaving) ownSource6(a, options)
   discovery(a, options)
   if (!leaving) {
-    key6(a, SOURCE6)
-    find(a, protectedMap).when(R0, '!=', 0, 'next')
+    key6(a, SOURCE6, 'live?')
+    find(a, protectedMap).when(R0, '!=', 0, 'inspected')
   }
 
   a.label('live?')
   ifAlive(a, options)
-  a.set(R1, 1).atomicAdd(R7, HEARTBEAT.REDIRECTED, R1)
+  a.set(R1, 1).atomicAdd(R7, HEARTBEAT.REDIRECTED, R1).set(R2, SEAL).store(4, R6, SKB.TC_INDEX, R2)
   redirect(a, tapIndex, 0)
+
+  a.label('link').set(R1, 1).atomicAdd(R7, HEARTBEAT.LINK, R1).exit(VERDICT.NEXT)
+  if (!leaving) a.label('inspected').set(R1, 1).atomicAdd(R7, HEARTBEAT.INSPECTED, R1).exit(VERDICT.NEXT)
 
   a.label('dead').set(R1, 1).load(4, R2, R7, HEARTBEAT.FAIL).when(R2, '!=', 0, 'closed')
   a.atomicAdd(R7, HEARTBEAT.PASSED, R1)
@@ -137,6 +143,16 @@ export function back(interfaceIndex: number, mac: Uint8Array): Uint8Array {
   return a.label('drop').exit(VERDICT.DROP).assemble()
 }
 
+/** Lets only what the gates have redirected go out by the TAP, to the workers: a raw socket in the pod could send by it, too, past the gates. */
+export function seal(heartbeatMap: number): Uint8Array {
+  const a = new Assembler().load(4, R2, R1, SKB.TC_INDEX).when(R2, '==', SEAL, 'sealed')
+  a.storeImmediate(4, R10, BEAT_KEY, 0)
+  a.map(R1, heartbeatMap).move(R2, R10).add(R2, BEAT_KEY).call(HELPER.MAP_LOOKUP).when(R0, '==', 0, 'drop')
+  a.set(R1, 1).atomicAdd(R0, HEARTBEAT.SPOOFED_MAC, R1)
+  a.label('drop').exit(VERDICT.DROP)
+  return a.label('sealed').exit(VERDICT.NEXT).assemble()
+}
+
 /** Goes to 'dead' when a worker has been silent for too long. */
 function ifAlive(a: Assembler, { workers }: Gate): void {
   a.call(HELPER.KTIME_GET_NS).shiftRight(R0, HEARTBEAT_SHIFT).move(R8, R0)
@@ -149,7 +165,7 @@ function ifAlive(a: Assembler, { workers }: Gate): void {
 
 /** Lets ARP pass that speaks for the pod alone, or for nobody yet (RFC 5227 section 2.1.1). */
 function arp(a: Assembler, gate: Gate, mac: Uint8Array): void {
-  a.when(R2, '!=', ARP, 'next')
+  a.when(R2, '!=', ARP, 'link')
   loadBytes(a, ETHERNET, IP, 28).when(R0, '!=', 0, 'spoofed address')
   const sender = IP + 8
   const view = new DataView(mac.buffer, mac.byteOffset, 6)
@@ -158,7 +174,7 @@ function arp(a: Assembler, gate: Gate, mac: Uint8Array): void {
   // Four bytes that are not aligned to four.
   a.load(2, R2, R10, sender + 6).load(2, R1, R10, sender + 8)
   a.store(2, R10, SOURCE4, R2).store(2, R10, SOURCE4 + 2, R1)
-  a.load(4, R2, R10, SOURCE4).when(R2, '==', 0, 'next')
+  a.load(4, R2, R10, SOURCE4).when(R2, '==', 0, 'link')
   key4(a, SOURCE4)
   unlessOwn(a, gate, OWN.SOURCE, 'spoofed address')
 }
@@ -176,7 +192,7 @@ function ownSource4(a: Assembler, gate: Gate): void {
 /** The same; :: may speak to groups: duplicate address detection and MLD. */
 function ownSource6(a: Assembler, gate: Gate): void {
   if (gate.mac === undefined) return
-  key6(a, SOURCE6)
+  key6(a, SOURCE6, 'spoofed address')
   a.load(8, R2, R10, SOURCE6)
     .load(8, R1, R10, SOURCE6 + 8)
     .or(R2, R1)
@@ -188,7 +204,7 @@ function ownSource6(a: Assembler, gate: Gate): void {
 }
 
 /**
- * Goes to 'next' with neighbour discovery, which no router has forwarded (hop limit 255, RFC 4861 section 3.1), nor will: a pod sends it to its
+ * Goes to 'link' with neighbour discovery, which no router has forwarded (hop limit 255, RFC 4861 section 3.1), nor will: a pod sends it to its
  * link alone, and neither speaks for others nor as a router.
  */
 function discovery(a: Assembler, gate: Gate): void {
@@ -211,15 +227,13 @@ function discovery(a: Assembler, gate: Gate): void {
       unlessOwn(a, gate, OWN.SOURCE, 'spoofed address')
       a.label('to whom')
     }
-    a.load(1, R2, R10, DESTINATION6).when(R2, '==', 0xff, 'next').when(R2, '!=', 0xfe, 'global')
-    a.load(1, R2, R10, DESTINATION6 + 1)
-      .and(R2, 0xc0)
-      .when(R2, '==', 0x80, 'next')
-    a.label('global')
-    key6(a, DESTINATION6)
+    // Link-local: ff.2::/16 and fe80::/10.
+    a.load(2, R2, R10, DESTINATION6).and(R2, 0x0fff).when(R2, '==', 0x02ff, 'link')
+    a.load(2, R2, R10, DESTINATION6).and(R2, 0xc0ff).when(R2, '==', 0x80fe, 'link')
+    key6(a, DESTINATION6, 'not discovery')
     unlessOwn(a, gate, OWN.ON_LINK, 'not discovery')
   }
-  a.jump('next').label('not discovery')
+  a.jump('link').label('not discovery')
 }
 
 /** Goes to the label when the address in the key is not the pod's in this respect. */
@@ -240,9 +254,14 @@ function key4(a: Assembler, at: number): void {
   a.load(4, R2, R10, at).store(4, R10, KEY_ADDRESS + 12, R2)
 }
 
-function key6(a: Assembler, at: number): void {
-  a.load(8, R2, R10, at).store(8, R10, KEY_ADDRESS, R2)
-  a.load(8, R2, R10, at + 8).store(8, R10, KEY_ADDRESS + 8, R2)
+/** Goes to the label with an IPv4-mapped address, which is on no wire (RFC 4291 section 2.5.5.2): in the maps it means IPv4. */
+function key6(a: Assembler, at: number, label: string): void {
+  const plain = `plain ${at}`
+  a.load(8, R2, R10, at).store(8, R10, KEY_ADDRESS, R2).when(R2, '!=', 0, plain)
+  a.load(4, R2, R10, at + 8).when32(R2, '==', 0xffff_0000 | 0, label)
+  a.label(plain)
+    .load(8, R2, R10, at + 8)
+    .store(8, R10, KEY_ADDRESS + 8, R2)
 }
 
 /** R0 = where the value of the longest prefix of the address in the key is, or 0. */

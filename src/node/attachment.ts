@@ -12,7 +12,7 @@
 
 import { createHash } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, readdirSync } from 'node:fs'
-import { back, GATE_VERSION, gate, PREFIX_KEY } from '../control/gate.ts'
+import { back, GATE_VERSION, gate, PREFIX_KEY, seal } from '../control/gate.ts'
 import { steerFrames } from '../control/steering.ts'
 import { DetourError } from '../errors.ts'
 import type { Steering } from '../flow/steering.ts'
@@ -148,9 +148,10 @@ function place(options: AttachOptions, link: LinkInfo, kept: AttachRung | undefi
     { on: tapName, hook: 'ingress', code: back(link.index, macBytes(link.mac)), label: 'dt_back', by: 'clsact' },
     { on: name, hook: 'egress', code: gateOf('egress', maps), label: 'dt_gate_out', by: kept ?? rung },
     { on: name, hook: 'ingress', code: gateOf('ingress', maps), label: 'dt_gate_in', by: kept ?? rung },
+    { on: tapName, hook: 'egress', code: seal(mapFd), label: 'dt_seal', by: 'clsact' },
   ]
   const ids = maps.map(map => mapInfo(map).id)
-  const mark = `made_${hashOf([programs[0].code, ...HOOKS.map(hook => gateOf(hook, ids))])}`
+  const mark = `made_${hashOf([programs[0].code, seal(ids[0]), ...HOOKS.map(hook => gateOf(hook, ids))])}`
   const parts = {
     ...{ id, namespace, interface: name, index: link.index, tapIndex, tapName, tapFds: tap.fds, mac: link.mac },
     ...{ headerSize: tap.headerSize, capabilities: tap.offloads, addresses: link.addresses, mtu: link.mtu },

@@ -11,11 +11,12 @@ export const KERNEL = 'kernel'
 /** The counters of all gates; bytes are not known. */
 export function gateCounters(attachments: { id: string; failCounters(): FailCounters }[]): WorkerCounters {
   const stages = attachments.map(attachment => {
-    const { redirected, passed, dropped, spoofedMac, spoofedAddress } = attachment.failCounters()
+    const { redirected, passed, dropped, spoofedMac, spoofedAddress, link, inspected } = attachment.failCounters()
     const stage = new StageCounters(`gate ${attachment.id}`)
-    stage.received(redirected + passed + dropped + spoofedMac + spoofedAddress, 0)
-    stage.sent(redirected + passed, 0)
-    stage.passed(passed)
+    const on = redirected + passed + link + inspected
+    stage.received(on + dropped + spoofedMac + spoofedAddress, 0)
+    stage.sent(on, 0)
+    stage.passed(passed + link + inspected)
     stage.dropped(DROP.NO_WORKER, dropped)
     stage.dropped(DROP.SPOOFED_MAC, spoofedMac)
     stage.dropped(DROP.SPOOFED_ADDRESS, spoofedAddress)

@@ -24,7 +24,7 @@ export const HELPER = {
 } as const
 
 /** Offsets of `struct __sk_buff`, the context of a classifier; protocol is in network byte order as the processor reads it. */
-export const SKB = { MARK: 8, PROTOCOL: 16, VLAN_PRESENT: 20, INGRESS_IFINDEX: 36 } as const
+export const SKB = { MARK: 8, PROTOCOL: 16, VLAN_PRESENT: 20, INGRESS_IFINDEX: 36, TC_INDEX: 44 } as const
 
 /** Offsets of `struct xdp_md`, the context of an XDP program; data and data_end load as pointers. */
 export const XDP = { DATA: 0, DATA_END: 4, RX_QUEUE: 16 } as const

@@ -9,6 +9,8 @@
 //  40  u32 beats       one word a worker: when it last ran, in units of 2^20 ns of CLOCK_MONOTONIC, modulo 2^32
 // 104  u64 spoofed     packets dropped because the pod sent them from a MAC address that is not its own
 // 112  u64 spoofed     packets dropped because the pod sent them from an IP address that is not its own
+// 120  u64 link        packets that passed because they belong to the link or are not IP
+// 128  u64 inspected   packets that passed because they come from a protected pod
 //
 // A 32-bit store cannot tear, so the program never reads half a heartbeat. Each worker has a word of its own and the program
 // believes the oldest: flows of a worker that hangs are stuck, whatever the others do.
@@ -28,10 +30,12 @@ export const HEARTBEAT = {
   BEATS: 40,
   SPOOFED_MAC: 40 + 4 * MAX_WORKERS,
   SPOOFED_ADDRESS: 48 + 4 * MAX_WORKERS,
+  LINK: 56 + 4 * MAX_WORKERS,
+  INSPECTED: 64 + 4 * MAX_WORKERS,
 } as const
 
 /** Bytes of the map's value. */
-export const HEARTBEAT_SIZE = HEARTBEAT.SPOOFED_ADDRESS + 8
+export const HEARTBEAT_SIZE = HEARTBEAT.INSPECTED + 8
 
 /** What to do with packets while a worker is dead or hangs. */
 export type FailMode = 'open' | 'closed'
@@ -43,6 +47,8 @@ export interface FailCounters {
   dropped: number
   spoofedMac: number
   spoofedAddress: number
+  link: number
+  inspected: number
 }
 
 /** A mapped heartbeat; `close` before the thread ends. */
@@ -98,6 +104,8 @@ export class Heartbeat {
       dropped: count(HEARTBEAT.DROPPED),
       spoofedMac: count(HEARTBEAT.SPOOFED_MAC),
       spoofedAddress: count(HEARTBEAT.SPOOFED_ADDRESS),
+      link: count(HEARTBEAT.LINK),
+      inspected: count(HEARTBEAT.INSPECTED),
     }
   }
 
