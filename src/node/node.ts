@@ -92,6 +92,8 @@ export interface RunningNode {
   inheritance(): Inheritance | undefined
   /** Tells of what changes of that, until what is returned is called. */
   watch(listener: (change: Change) => void): () => void
+  /** How long ago the worker of each attachment that is silent for longest was heard, ms, in whatever process it is. */
+  heartbeatAges(): number[]
   /** Of a paused node: knows what has changed of the one that it inherits from; takes the descriptors. */
   follow(change: Change): Promise<void>
   /** Takes the interception away, lets the workers finish and leaves every interface as it was found. */

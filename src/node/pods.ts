@@ -99,10 +99,12 @@ export class Pods {
 
   /** Knows of a pod what the process knows that has it attached. */
   async follow(change: PodChange): Promise<void> {
-    if ('attached' in change) await this.inherit(change.attached)
+    if ('attached' in change && !this.byNumber.has(change.attached.number)) await this.inherit(change.attached)
     else if ('detached' in change) await this.remove(change.detached, attachment => attachment.leave())
     else {
-      const { number, pod, parts } = change.changed
+      const { number, pod, parts } = 'attached' in change ? change.attached : change.changed
+      // It has these already.
+      for (const fd of [...parts.tapFds, parts.mapFd, parts.ownFd]) closeSync(fd)
       const attached = this.byNumber.get(number)
       if (attached === undefined) return
       attached.pod = pod

@@ -29,6 +29,8 @@ export class Running implements RunningNode {
   private readonly options: RunningOptions
   /** While it receives. */
   private upkeep: Upkeep | undefined
+  /** Of the devices for small packets. */
+  private opening: Promise<void> | undefined
   private ended: Promise<void> | undefined
 
   constructor(options: RunningOptions) {
@@ -82,15 +84,16 @@ export class Running implements RunningNode {
 
   async resume(): Promise<void> {
     if (this.upkeep !== undefined) return
-    const { endpoints, forwarders, pods } = this.options
+    const { endpoints, forwarders, pods, log } = this.options
     endpoints.refresh()
     await forwarders.receive()
     const upkeep = new Upkeep({ ...this.options, renewExpress: () => this.renewExpress() })
     this.upkeep = upkeep
     for (const pod of pods.list) upkeep.keep(pod)
-    await this.renewExpress()
     // Where it was inherited, by another configuration.
     await pods.reconfigure()
+    // NB: it takes long, and packets leave without.
+    this.opening = this.renewExpress().catch(error => log(`small packets leave with the others: ${error.message}`))
   }
 
   async rest(): Promise<void> {
@@ -105,6 +108,7 @@ export class Running implements RunningNode {
     const { upkeep } = this
     this.upkeep = undefined
     await upkeep?.close()
+    await this.opening
   }
 
   inheritance(): Inheritance | undefined {
