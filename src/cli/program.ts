@@ -73,6 +73,7 @@ Examples:
   zcat in.pcap.gz | detour encap -r - -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7
   detour decap -r out.pcap -w in-again.pcap
   detour show drops --watch
+  detour trace --filter verdict=drop --count 10
 
 detour COMMAND --help says more.`
 

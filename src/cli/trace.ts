@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Command, InvalidArgumentError } from 'commander'
-import { connectControl } from '../control/client.ts'
+import { type ControlClient, connectControl } from '../control/client.ts'
 import { TRACE_VERDICTS, type TraceRow, type TraceStep, type TraceVerdict } from '../control/source.ts'
 import { show } from '../wire/show.ts'
 import { onlySocket } from './face.ts'
@@ -34,7 +34,7 @@ export function traceCommand(): Command {
       'after',
       `
 Filters: address, port (either side's), protocol, attachment, verdict (${TRACE_VERDICTS.join(', ')}).
-Of an attachment's packets, those that the kernel stopped or passed before any stage are in detour show drops and attachments.
+What the kernel drops before any stage (spoofed packets) is told as a number at the end.
 
 Examples:
   detour trace --attachment 4f2a9c-eth0-0a1b2c3d --count 20
@@ -52,6 +52,7 @@ async function trace(options: TraceOptions): Promise<void> {
   process.once('SIGINT', stop).once('SIGTERM', stop)
   const paint = painter(process.stdout)
   try {
+    const before = await stoppedByKernel(client, attachment ?? filter?.attachment)
     const query = { ...filter, ...(attachment && { attachment }), count, limitMs: seconds * 1000 }
     let page = await client.ask('trace', { session: 0, query, stop: false })
     let told = 0
@@ -62,11 +63,28 @@ async function trace(options: TraceOptions): Promise<void> {
       told += page.rows.length
     }
     const lost = page.lost === 0 ? '' : `; ${grouped(page.lost)} more were too many to be told of`
-    if (!json) process.stderr.write(`${grouped(told)} packets, ended: ${page.ended}${lost}\n`)
+    if (json) return
+    process.stderr.write(`${grouped(told)} packets, ended: ${page.ended}${lost}\n`)
+    for (const [reason, packets] of await stoppedByKernel(client, attachment ?? filter?.attachment)) {
+      const more = packets - (before.get(reason) ?? 0)
+      if (more > 0) process.stderr.write(`the kernel stopped ${grouped(more)} before any stage: ${reason}\n`)
+    }
   } finally {
     process.off('SIGINT', stop).off('SIGTERM', stop)
     client.close()
   }
+}
+
+/** What gates have dropped, in words: no stage has seen it. */
+async function stoppedByKernel(client: ControlClient, attachment: string | undefined): Promise<Map<string, number>> {
+  const found = new Map<string, number>()
+  const { rows } = await client.ask('drops', {})
+  for (const { worker, stage, reason, text, packets } of rows) {
+    if (worker !== 'kernel' || (attachment !== undefined && stage !== `gate ${attachment}`)) continue
+    const words = `${reason} (${text})`
+    found.set(words, (found.get(words) ?? 0) + packets)
+  }
+  return found
 }
 
 /** A packet as tcpdump would write it. */

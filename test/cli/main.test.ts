@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { detour } from './run.ts'
 
-const COMMANDS = ['lab', 'gateway', 'policy', 'replay', 'encap', 'decap', 'show']
+const COMMANDS = ['lab', 'gateway', 'policy', 'replay', 'encap', 'decap', 'show', 'trace']
 
 describe('help', () => {
   test('names every command and shows examples', async () => {
@@ -45,6 +45,9 @@ describe('wrong usage exits with 2 and shows the usage line', () => {
     [['show', 'flows', '--filter', 'port=http'], 'http is no port'],
     [['show', 'stats', '--filter', 'port=80'], '--filter is for flows, not for stats'],
     [['show', 'drops', '--watch', 'often'], 'Allowed: 0.1 to 3600 seconds.'],
+    [['trace', '--count', '0'], 'Allowed: 1 to 1000000.'],
+    [['trace', '--filter', 'verdict=alow'], 'alow is no verdict'],
+    [['trace', '--filter', 'porte=1'], 'did you mean "port"?'],
     [['lab', '--run', 'My Lab'], 'allowed: one to twelve lower-case letters and digits'],
     [['gateway', '--listen', '127.0.0.1', '--offload', 'plain'], '--offload plain: only with --interface'],
     [['gateway', '--listen', '127.0.0.1', '--attach', 'tcx'], '--attach tcx: only with --interface'],
@@ -76,7 +79,7 @@ test('a reader that leaves early is no failure', () => {
   expect([stdout, stderr]).toEqual(['0\n', ''])
 })
 
-test('show loads no native code', () => {
-  const script = 'LD_DEBUG=files "$0" dist/src/cli/main.js show --help 2>&1 | grep -c "file=.*koffi.*generating"'
-  expect(spawnSync('bash', ['-c', script, process.execPath], { encoding: 'utf8' }).stdout).toBe('0\n')
+test.each(['show', 'trace'])('%s loads no native code', command => {
+  const script = 'LD_DEBUG=files "$0" dist/src/cli/main.js "$1" --help 2>&1 | grep -c "file=.*koffi.*generating"'
+  expect(spawnSync('bash', ['-c', script, process.execPath, command], { encoding: 'utf8' }).stdout).toBe('0\n')
 })

@@ -194,22 +194,45 @@ describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
     await more(3)
   })
 
-  test('detour trace prints packets with their stages', async () => {
-    const args = ['dist/src/cli/main.js', 'trace', '--socket', control.path, '--count', '2', '--filter', 'port=5353']
-    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] })
+  /** Runs `detour trace` while something is done again and again: it may take a while until it listens. */
+  async function command(args: string[], act: () => Promise<unknown>): Promise<{ out: string; err: string }> {
+    const child = spawn(process.execPath, ['dist/src/cli/main.js', 'trace', '--socket', control.path, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
     let [out, err] = ['', '']
     child.stdout.on('data', data => (out += data))
     child.stderr.on('data', data => (err += data))
-    const closed = new Promise<number>(resolve => child.once('close', resolve))
-    // It may take a while until it listens.
-    let ended = false
-    void closed.then(() => (ended = true))
-    while (!ended) await send(5353, 2)
-    expect([await closed, err]).toEqual([0, '2 packets, ended: all packets that were asked for\n'])
+    let status: number | undefined
+    child.once('close', code => (status = code ?? -1))
+    while (status === undefined) await act()
+    expect(status).toBe(0)
+    return { out, err }
+  }
+
+  test('detour trace prints packets with their stages', async () => {
+    const { out, err } = await command(['--count', '2', '--filter', 'port=5353'], () => send(5353, 2))
+    expect(err).toBe('2 packets, ended: all packets that were asked for\n')
     const lines = out.trimEnd().split('\n')
     expect(lines).toHaveLength(4)
     expect(lines[0]).toMatch(/^[\d:.]{15} dto-pod0-0 > IP 10\.244\.0\.2\.\d+ > 10\.99\.0\.100\.5353: UDP, length 32$/)
     expect(lines[1]).toMatch(/^ {4}receive ok \| classify ok \| decide PASSED \((new|known) flow, bypass rule mdns\)$/)
+  })
+
+  test('detour trace --json: an object a line; what the kernel stopped is told at the end otherwise', async () => {
+    const { out } = await command(['--count', '3', '--json', '--filter', 'port=5353'], () => send(5353, 1))
+    const rows = out
+      .trimEnd()
+      .split('\n')
+      .map(line => JSON.parse(line))
+    expect(rows).toHaveLength(3)
+    expect(rows[0]).toMatchObject({ attachment: pod.namespace, leg: 'toward', verdict: 'pass', length: 74 })
+    expect(rows[0].packet).toContain('10.99.0.100.5353: UDP, length 32')
+    const spoofing = ['--count', '3', '--filter', 'port=5353', '--attachment', pod.namespace]
+    const { err } = await command(spoofing, async () => {
+      await runIn(pod.namespace, '/usr/bin/python3', '-c', SPOOF, pod.mac)
+      await send(5353, 1)
+    })
+    expect(err).toMatch(/\nthe kernel stopped \d+ before any stage: spoofed-address \(the pod sent from/)
   })
 
   test('what an endpoint sends unasked', async () => {
