@@ -13,7 +13,10 @@ const CLONE_NEWNET = 0x4000_0000
 /** Names one namespace: its cookie, or on old kernels device and inode, which are used again. */
 export type SandboxId = string
 
-/** Which network namespace is at a path, or undefined when nothing is there any more. Throws OperationFailure `bad-request` when it is something else, or a namespace of the host. */
+/** What is at the path is something else: also a file on which a namespace was mounted before. */
+export class NoSandbox extends OperationFailure {}
+
+/** Which network namespace is at a path, or undefined when nothing is there any more. Throws NoSandbox, or OperationFailure `bad-request` for a namespace of the host. */
 export function sandboxAt(path: string, hosts: readonly string[]): SandboxId | undefined {
   let fd: number
   try {
@@ -27,7 +30,7 @@ export function sandboxAt(path: string, hosts: readonly string[]): SandboxId | u
   try {
     const isNamespace = statfsSync(`/proc/self/fd/${fd}`).type === NSFS_MAGIC
     if (!isNamespace || ioctl(fd, NS_GET_NSTYPE, 0) !== CLONE_NEWNET)
-      throw new OperationFailure('bad-request', `${path} is not a network namespace`)
+      throw new NoSandbox('bad-request', `${path} is not a network namespace`)
     const { dev, ino } = fstatSync(fd)
     const inode = `${dev}:${ino}`
     if (!hosts.includes(inode)) return `${namespaceCookie(`/proc/self/fd/${fd}`) ?? inode}`

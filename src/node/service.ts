@@ -20,7 +20,7 @@ import { cleanup } from './attachment.ts'
 import { checkAddresses, checkAttach, checkKey } from './bounds.ts'
 import { orphans, removePins } from './leftovers.ts'
 import type { PodOptions, RunningNode } from './node.ts'
-import { hostNamespaces, type SandboxId, sandboxAt } from './sandbox.ts'
+import { hostNamespaces, NoSandbox, type SandboxId, sandboxAt } from './sandbox.ts'
 import type { AttachmentRecord, Store } from './store.ts'
 
 type Known = Omit<AttachmentRecord, 'boot'>
@@ -70,7 +70,7 @@ export class NodeService implements Operations {
     this.phase = 'ready'
   }
 
-  /** Takes away what has no namespace any more, and attaches what has but is not attached. Never rejects. */
+  /** Takes away what has no namespace any more, and attaches what has but is not attached; what fails is told. */
   async sweep(): Promise<void> {
     await Promise.all([...this.known.keys()].map(id => this.inTurn(id, () => this.examine(id))))
   }
@@ -164,6 +164,7 @@ export class NodeService implements Operations {
       ...{ id, containerId, ifname, network, netns, sandbox, label, podUid, addresses, inspected, reason },
       ...(failMode === undefined ? {} : { failMode }),
     }
+    await this.makeWay(record)
     const last = this.known.get(id)
     const attached = node.attachment(id)
     const same =
@@ -178,6 +179,23 @@ export class NodeService implements Operations {
     else if (last?.failMode !== failMode) await node.setFailMode(id, failMode)
     this.say(record, `attached: ${reason}`)
     return { inspected, reason, id, mac: node.attachment(id)?.mac ?? '' }
+  }
+
+  /** An interface has one attachment: one of a namespace that was at this path before goes, another of this one stays. */
+  private async makeWay({ id, netns, ifname, sandbox, inspected }: Known): Promise<void> {
+    if (!inspected) return
+    const others = [...this.known.values()].filter(
+      other => other.netns === netns && other.ifname === ifname && other.inspected,
+    )
+    for (const other of others) {
+      if (other.id === id) continue
+      if (other.sandbox === sandbox)
+        throw new OperationFailure(
+          'bad-request',
+          `${ifname} of ${netns} is attached already, for container ${other.containerId}`,
+        )
+      await this.inTurn(other.id, () => this.forget(other.id))
+    }
   }
 
   /** Writes the record first, so that what a crash leaves behind is known; without one nothing is begun. */
@@ -227,7 +245,7 @@ export class NodeService implements Operations {
     const record = this.known.get(id)
     if (record === undefined) return
     try {
-      if (this.sandbox(record.netns) !== record.sandbox) {
+      if (this.isGone(record)) {
         await this.forget(id)
         this.say(record, `detached: its network namespace ${record.netns} is gone`)
       } else if (record.inspected && !node.pods().some(pod => pod.id === id)) {
@@ -250,6 +268,15 @@ export class NodeService implements Operations {
 
   private sandbox(netns: string): SandboxId | undefined {
     return sandboxAt(netns, this.hosts)
+  }
+
+  private isGone({ netns, sandbox }: Known): boolean {
+    try {
+      return this.sandbox(netns) !== sandbox
+    } catch (error) {
+      if (error instanceof NoSandbox) return true
+      throw error
+    }
   }
 
   /** What the endpoint's death means for a pod, or for those that say nothing; '' while it answers. */

@@ -10,6 +10,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -102,6 +103,10 @@ const request = (more: Partial<AttachRequest> = {}): AttachRequest => ({
   ...more,
 })
 
+/** Of another container, with an interface of its own in the same namespace. */
+const another = (containerId: string, more: Partial<AttachRequest> = {}) =>
+  request({ containerId, ifname: `if-${containerId}`, ...more })
+
 const files = () => readdirSync(join(state, 'attachments')).sort()
 
 beforeAll(() => {
@@ -171,11 +176,11 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
       open = resolve
     })
     const second = await connectControl(server.path)
-    const [same, other] = [attachmentId(request()), attachmentId(request({ containerId: 'other' }))]
+    const [same, other] = [attachmentId(request()), attachmentId(another('other'))]
     const asked = [
       client.ask('attach', request()),
       second.ask('detach', { containerId: 'c0ffee', ifname: 'eth0', netns: '' }),
-      (await connectControl(server.path)).ask('attach', request({ containerId: 'other' })),
+      (await connectControl(server.path)).ask('attach', another('other')),
     ]
     await expect.poll(() => node.events).toContain(`attach ${other}`)
     expect(node.events).toContain(`attach ${same}`)
@@ -302,10 +307,10 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
   })
 
   it('collect removes what its network does not name, and goes on past errors', async () => {
-    for (const containerId of ['keep', 'stuck', 'go']) await client.ask('attach', request({ containerId }))
-    await client.ask('attach', request({ containerId: 'elsewhere', network: 'other' }))
+    for (const containerId of ['keep', 'stuck', 'go']) await client.ask('attach', another(containerId))
+    await client.ask('attach', another('elsewhere', { network: 'other' }))
     const valid = [
-      { containerId: 'keep', ifname: 'eth0' },
+      { containerId: 'keep', ifname: 'if-keep' },
       { containerId: 'unknown', ifname: 'eth0' },
     ]
     await expect(client.ask('collect', { network: 'cluster', valid })).rejects.toThrow(
@@ -313,7 +318,7 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
     )
     expect(files().map(name => name.split('-')[0])).toEqual(['elsewhere', 'keep', 'stuck'])
     expect(await client.ask('collect', { network: 'other', valid: [] })).toEqual({
-      removed: [attachmentId({ containerId: 'elsewhere', ifname: 'eth0' })],
+      removed: [attachmentId(another('elsewhere'))],
     })
   })
 })
@@ -371,6 +376,39 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
     }
   })
 
+  it('a file where a namespace was mounted is none', async () => {
+    const name = `dtd-g-${process.pid}`
+    createNamespace(name)
+    await client.ask('attach', request({ netns: `/run/netns/${name}` }))
+    try {
+      execFileSync('umount', [`/run/netns/${name}`])
+      await service.sweep()
+      expect([files(), node.attached.size]).toEqual([[], 0])
+    } finally {
+      rmSync(`/run/netns/${name}`)
+    }
+  })
+
+  it('an interface has one attachment, whatever containers are called', async () => {
+    const name = `dtd-h-${process.pid}`
+    createNamespace(name)
+    const netns = `/run/netns/${name}`
+    await client.ask('attach', request({ netns }))
+    await expect(client.ask('attach', request({ netns, containerId: 'other' }))).rejects.toThrow(
+      `eth0 of ${netns} is attached already, for container c0ffee`,
+    )
+    deleteNamespace(name)
+    createNamespace(name)
+    try {
+      await client.ask('attach', request({ netns, containerId: 'other' }))
+      expect([...node.attached.keys()]).toEqual([attachmentId({ containerId: 'other', ifname: 'eth0' })])
+      expect(node.events.indexOf(`detached ${attachmentId(request())}`)).toBeGreaterThan(0)
+      expect(files()).toHaveLength(1)
+    } finally {
+      deleteNamespace(name)
+    }
+  })
+
   it('records of another boot, half a file and garbage are told and removed', async () => {
     await client.ask('attach', request())
     const [name] = files()
@@ -392,7 +430,7 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
     expect(files()).toEqual([name])
   })
 
-  it('pins without a record go, once nobody has beaten their heart for a minute', async () => {
+  it('pins without a record go, once they are old and nobody has beaten their heart for long', async () => {
     const id = (name: string) => `dtd-${name}-eth0-0123abcd`
     const pinHeartbeat = (name: string) => {
       makePinDirectory(`${PIN_DIRECTORY}/${id(name)}`)
@@ -400,18 +438,20 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
       pin(map, `${PIN_DIRECTORY}/${id(name)}/heartbeat`)
       return map
     }
-    closeSync(pinHeartbeat('dead'))
-    const map = pinHeartbeat('alive')
+    const [dead, map, fresh] = ['dead', 'alive', 'new'].map(pinHeartbeat)
+    for (const fd of [dead, fresh]) closeSync(fd)
+    for (const name of ['dead', 'alive']) utimesSync(`${PIN_DIRECTORY}/${id(name)}`, 1, 1)
     const heartbeat = new Heartbeat(map)
     heartbeat.beat()
     try {
       await build().open()
-      expect(['dead', 'alive'].map(name => existsSync(`${PIN_DIRECTORY}/${id(name)}`))).toEqual([false, true])
+      const there = ['dead', 'alive', 'new'].map(name => existsSync(`${PIN_DIRECTORY}/${id(name)}`))
+      expect(there).toEqual([false, true, true])
       expect(lines).toContain(`attachment ${id('dead')}: pins without a record: removed`)
     } finally {
       heartbeat.close()
       closeSync(map)
-      unpin(`${PIN_DIRECTORY}/${id('alive')}`)
+      for (const name of ['alive', 'new']) unpin(`${PIN_DIRECTORY}/${id(name)}`)
     }
   })
 
@@ -427,7 +467,7 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
       node.events.length = 0
       let refused = 0
       for (let i = 0; i < 40 && refused === 0; i++) {
-        await small.attach(request({ containerId: `c${i}` })).catch(error => {
+        await small.attach(another(`c${i}`)).catch(error => {
           expect(error).toMatchObject({
             code: 'unavailable',
             message: expect.stringMatching(/record cannot be written: ENOSPC/),
