@@ -21,11 +21,13 @@ export const COLUMN = {
   ERRORS: 7,
   /** Of those that left: by the side outlet, past the endpoint. */
   PASSED: 8,
-  /** Of those passed: only because the endpoint is down and the attachment fails open. */
+  /** Of those passed: only because endpoint or worker is down and the attachment fails open. */
   PASSED_DOWN: 9,
+  /** Of those passed: inspected already, where they left another pod. */
+  PASSED_INSPECTED: 10,
 } as const
 
-const DROPS = 10
+const DROPS = 11
 const WIDTH = DROPS + DROP_COUNT
 
 /** The counters of one stage of one worker: that thread only. */
@@ -68,10 +70,11 @@ export class StageCounters {
     this.row[COLUMN.ERRORS] += 1
   }
 
-  /** Frames that left by the side outlet, past the endpoint, and how many of them only because it is down. */
-  passed(packets: number, becauseDown = 0): void {
+  /** Frames that left by the side outlet, past the endpoint; how many of them only because it is down, or were inspected before. */
+  passed(packets: number, becauseDown = 0, inspected = 0): void {
     this.row[COLUMN.PASSED] += packets
     this.row[COLUMN.PASSED_DOWN] += becauseDown
+    this.row[COLUMN.PASSED_INSPECTED] += inspected
   }
 
   /** Packets dropped for one reason, or for all. */

@@ -16,7 +16,7 @@ export function gateCounters(attachments: { id: string; failCounters(): FailCoun
     const on = redirected + passed + link + inspected
     stage.received(on + dropped + spoofedMac + spoofedAddress, 0)
     stage.sent(on, 0)
-    stage.passed(passed + link + inspected)
+    stage.passed(passed + link + inspected, passed, inspected)
     stage.dropped(DROP.NO_WORKER, dropped)
     stage.dropped(DROP.SPOOFED_MAC, spoofedMac)
     stage.dropped(DROP.SPOOFED_ADDRESS, spoofedAddress)

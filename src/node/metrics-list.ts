@@ -118,16 +118,16 @@ function drops(row: StageCounters): Sample[] {
   return samples
 }
 
-/** Why stages let packets pass; the gates do so when a worker is silent and the attachment fails open. */
-const BYPASSES: Record<string, string> = { classify: 'link-local', decide: 'rule' }
-
+/** Gates pass packets when no worker is there, decide when no endpoint is; only decide knows rules. */
 function bypassed({ name, row }: StageCounters): Sample[] {
   const down = row[COLUMN.PASSED_DOWN]
-  const other = row[COLUMN.PASSED] - down
-  const samples: Sample[] = []
-  if (other > 0) samples.push([{ reason: BYPASSES[name] ?? 'no-worker' }, other])
-  if (down > 0) samples.push([{ reason: 'endpoint-down' }, down])
-  return samples
+  const inspected = row[COLUMN.PASSED_INSPECTED]
+  const reasons: [string, number][] = [
+    [name === 'decide' ? 'rule' : 'link-local', row[COLUMN.PASSED] - down - inspected],
+    [name === 'decide' ? 'endpoint-down' : 'no-worker', down],
+    ['inspected', inspected],
+  ]
+  return reasons.filter(([, packets]) => packets > 0).map(([reason, packets]) => [{ reason }, packets])
 }
 
 const refused = ({ stages }: WorkerCounters) =>
@@ -154,7 +154,7 @@ export const METRICS: Metric[] = [
   ),
   stage(
     'detour_bypassed_packets_total',
-    'Packets that went on past the endpoint: link-local, by a bypass rule, or because it is down or no worker was there and they may (fail-open).',
+    'Packets that went on past the endpoint: link-local, by a bypass rule, inspected before, or because it or the workers are down and they may (fail-open).',
     ['reason'],
     bypassed,
   ),
