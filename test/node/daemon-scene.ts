@@ -10,7 +10,7 @@ import { type ControlClient, connectControl } from '../../src/control/client.ts'
 import type { AttachRequest } from '../../src/control/operations.ts'
 import type { RequestBodies, Topic } from '../../src/control/protocol.ts'
 import { detour, type Running, run, start } from '../../src/lab/process.ts'
-import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
+import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
 
 const LIMIT_MS = 60_000
 
@@ -78,8 +78,8 @@ export class DaemonScene {
   }
 
   /** Writes the configuration: the least that works, and `more` over its top level. */
-  configure(more: object = {}): void {
-    const node = { control: this.control, state: join(this.folder, 'state'), standby: false }
+  configure({ standby = false, ...more }: { standby?: boolean; [key: string]: unknown } = {}): void {
+    const node = { control: this.control, state: join(this.folder, 'state'), standby }
     const settings = { node, tunnel: { remote: GATE, vni: 7 }, metrics: { listen: 'none' }, ...more }
     writeFileSync(this.file, JSON.stringify(settings))
   }
@@ -181,6 +181,8 @@ export class DaemonScene {
   async close(): Promise<void> {
     for (const daemon of this.daemons) await daemon.end('SIGKILL')
     await this.gateway?.stop()
+    // Partners outlive the processes that started them.
+    for (const pid of ip(['netns', 'pids', this.node]).split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
     try {
       await this.clean()
     } finally {

@@ -250,6 +250,51 @@ while True: print(s.recv(4096).decode().replace('\\n', ' '), flush=True)`
     }
   }, 120_000)
 
+  it('two processes: the partner serves, is told by SIGHUP, and is replaced when it dies; SIGTERM ends both', async () => {
+    scene.configure({ ...CALM, standby: true })
+    daemon = await scene.start()
+    const active = async () => (await scene.ask('info', {})).pid
+    const other = (pid: number) => expect.poll(() => active().catch(() => pid), WAIT).not.toBe(pid)
+    await other(daemon.pid)
+    const first = await active()
+    await attach(0)
+    expect(arrives(0, CLOSED)).toBe(false)
+    for (const set of threadStatus(first).map(capabilitySets)) expect(set).toMatchObject({ noNewPrivileges: true })
+
+    scene.configure({ ...CALM, standby: true, failMode: 'open' })
+    daemon.process.kill('SIGHUP')
+    await daemon.said('changed: failMode')
+    expect(await rows()).toMatchObject([{ failMode: 'open' }])
+
+    // The main process takes over, then the next partner does.
+    process.kill(first, 'SIGKILL')
+    await other(first)
+    await other(daemon.pid)
+    expect(await rows()).toMatchObject([{ id: attachmentId(scene.request(0)), failMode: 'open' }])
+    await expect.poll(() => arrives(0, OPEN), WAIT).toBe(true)
+    expect(arrives(0, CLOSED)).toBe(false)
+    await attach(1)
+    expect(await scene.ask('detach', scene.key(0))).toEqual({ found: true })
+
+    const last = await active()
+    expect(await daemon.end('SIGTERM')).toBe(0)
+    await expect.poll(() => existsSync(`/proc/${last}/stat`), WAIT).toBe(false)
+    expect(scene.records()).toHaveLength(1)
+  }, 180_000)
+
+  it('an upgrade: a second daemon takes over from the first, which ends', async () => {
+    scene.configure(CALM)
+    const old = await scene.start()
+    await attach(0)
+    daemon = await scene.start()
+    expect(await old.ended).toBe(0)
+    expect((await scene.ask('info', {})).pid).toBe(daemon.pid)
+    expect(await rows()).toMatchObject([{ id: attachmentId(scene.request(0)) }])
+    expect(arrives(0, CLOSED)).toBe(false)
+    expect(arrives(0, OPEN)).toBe(true)
+    await attach(1)
+  }, 120_000)
+
   it('stands garbage, oversize frames, slow writers and a crowd on its socket', async () => {
     scene.configure(CALM)
     daemon = await scene.start()
