@@ -34,6 +34,7 @@ export const VIEWS: Views = {
     const columns = [varying('WORKER'), left('STAGE'), right('IN'), right('OUT'), right('DROPPED')]
     if (before !== undefined) columns.push(right('IN/S'), right('OUT/S'), right('OUT RATE'))
     columns.push(
+      right('PASSED'),
       right('IN BYTES'),
       right('OUT BYTES'),
       right('CREATED'),
@@ -53,7 +54,13 @@ export const VIEWS: Views = {
       return [
         ...[row.worker, row.stage, count(row.inPackets), count(row.outPackets), count(row.drops)],
         ...(before === undefined ? [] : rates),
-        ...[bytes(row.inBytes), bytes(row.outBytes), count(row.created), bytes(row.copiedBytes)],
+        ...[
+          count(row.passed ?? 0),
+          bytes(row.inBytes),
+          bytes(row.outBytes),
+          count(row.created),
+          bytes(row.copiedBytes),
+        ],
         ...[count(row.calls), count(row.errors)],
       ]
     })

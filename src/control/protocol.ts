@@ -51,6 +51,8 @@ export interface StageRow {
   calls: number
   errors: number
   drops: number
+  /** Of those that went on: past the endpoint. */
+  passed?: number
 }
 
 /** What one stage of one worker dropped for one reason; `text` is the sentence that explains it. */

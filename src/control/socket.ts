@@ -289,6 +289,7 @@ export function stageRows(workers: WorkerCounters[]): StageRow[] {
       calls: stage.row[COLUMN.CALLS],
       errors: stage.row[COLUMN.ERRORS],
       drops: stage.drops(),
+      passed: stage.row[COLUMN.PASSED],
     })),
   )
 }
