@@ -258,6 +258,13 @@ describe('hostile clients', () => {
     expect(replies[1]).toMatchObject({ id: 9, failure: { code: 'unknown-request' } })
   })
 
+  test('operations are a node daemon’s: other faces refuse them', async () => {
+    await serve()
+    const asked = [encodeRequest(2, 'ready', {}), encodeRequest(3, 'collect', { network: 'x', valid: [] })]
+    const replies = await raw(HELLO, ...asked, encodeRequest(4, 'reload', {}), 'end')
+    expect(replies.slice(1).map(({ failure }) => failure?.code)).toEqual(Array(3).fill('unknown-request'))
+  })
+
   test('an oversize frame', async () => {
     await serve()
     const length = Buffer.alloc(4)

@@ -182,7 +182,13 @@ export class DaemonScene {
     for (const daemon of this.daemons) await daemon.end('SIGKILL')
     await this.gateway?.stop()
     // Partners outlive the processes that started them.
-    for (const pid of ip(['netns', 'pids', this.node]).split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
+    for (const pid of ip(['netns', 'pids', this.node]).split('\n').filter(Boolean)) {
+      try {
+        process.kill(Number(pid), 'SIGKILL')
+      } catch {
+        // Gone by itself.
+      }
+    }
     try {
       await this.clean()
     } finally {
