@@ -8,18 +8,18 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { inNamespace, ip } from '../../src/os/netns.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
 import { CLOSED_PORT, entry, type Gateway, makePlugins, startDaemon, startGateway, tracesOf } from './faces.ts'
+import { missing, title } from './needs.ts'
 import { datagram, get, PORT, startServer, url } from './outside.ts'
 import { type Podman, setUpPodman } from './podman.ts'
 import { byCri, byCtr, byPodman, type Pod, type Runtime } from './pods.ts'
 import type { CniVersion, Network, Plugin, Primary } from './primaries.ts'
-import { buildScene, machineForwards, missing, type Scene, SERVER, title, until } from './scene.ts'
+import { buildScene, GATEWAY, machineForwards, NODE, PODS, type Scene, SERVER, until } from './scene.ts'
 import { type Seen, watch, watchTunnel } from './watching.ts'
 
 const LIMIT_MS = 120_000
 vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS })
 
 const PORTMAP: Plugin = { type: 'portmap', capabilities: { portMappings: true } }
-const POD_SUBNETS = 'src net 10.244.0.0/16'
 
 let scene: Scene
 let plugins: string
@@ -107,7 +107,7 @@ describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
     expect(await get(pod, '/allowed')).toMatchObject({ stdout: '/allowed' })
     expect(await verdict(pod, 'default')).toMatchObject({ action: 'allow', destinationPort: PORT })
     const seen = await link.stop()
-    for (const outer of ['10.99.0.1', '10.99.0.2']) {
+    for (const outer of [NODE, GATEWAY]) {
       expect(seen).toContainEqual(expect.objectContaining({ outer, source: pod.address, destinationPort: PORT }))
       expect(seen).toContainEqual(expect.objectContaining({ outer, destination: pod.address, sourcePort: PORT }))
     }
@@ -122,13 +122,13 @@ describe.skipIf(missing !== '').each(runtimes)(title('%s'), (_name, make) => {
   })
 
   it('inspects a container whose first act is to send', async () => {
-    const host = await watch(scene, 'node', 'any', POD_SUBNETS)
+    const host = await watch(scene, 'node', 'any', `src net ${PODS}`)
     const link = await watchTunnel(scene)
     const send = `${datagram(CLOSED_PORT)}; wget -q -O /tmp/page ${url('/at-once')}; sleep 100000`
     const hasty = await runtime.run({ name: 'hasty', command: ['sh', '-c', send] })
     await until('its request arrives', () => served().includes(`${hasty.address} /at-once`))
     const left = await host.stop()
-    const inspected = (await link.stop()).filter(packet => packet.outer === '10.99.0.1')
+    const inspected = (await link.stop()).filter(packet => packet.outer === NODE)
     await hasty.remove()
     const forbidden = expect.objectContaining({ source: hasty.address, destinationPort: CLOSED_PORT })
     expect(inspected).toContainEqual(forbidden)

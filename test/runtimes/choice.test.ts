@@ -18,10 +18,11 @@ import {
   tracesOf,
   writePlugin,
 } from './faces.ts'
+import { missing, title } from './needs.ts'
 import { get, startServer } from './outside.ts'
 import { byCri, type Pod, type Runtime } from './pods.ts'
 import type { CniVersion, Network, Plugin } from './primaries.ts'
-import { buildScene, missing, type Scene, title, until } from './scene.ts'
+import { buildScene, type Scene, until } from './scene.ts'
 import { watchTunnel } from './watching.ts'
 
 vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })

@@ -9,7 +9,7 @@ import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import { ip } from '../../src/os/netns.ts'
 import { PORT } from './outside.ts'
 import type { Plugin } from './primaries.ts'
-import { GATEWAY, kill, type Scene, shortId, until } from './scene.ts'
+import { GATEWAY, kill, NODE, type Scene, shortId, until } from './scene.ts'
 
 /** Debian's reference plugins. */
 const REFERENCE_PLUGINS = '/usr/lib/cni'
@@ -72,10 +72,10 @@ export interface Daemon {
 export async function startDaemon(scene: Scene, more: object = {}): Promise<Daemon> {
   const config = configOf(scene)
   const state = scene.file('detour')
-  mkdirSync(state, { recursive: true })
+  mkdirSync(state, { recursive: true, mode: 0o700 })
   const settings = {
     node: { uplink: scene.uplink, control: socketOf(scene), state },
-    tunnel: { local: '10.99.0.1', remote: GATEWAY, vni: 77 },
+    tunnel: { local: NODE, remote: GATEWAY, vni: 77 },
     metrics: { listen: 'none' },
     ...more,
   }

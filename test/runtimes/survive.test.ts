@@ -18,9 +18,10 @@ import {
   startGateway,
   tracesOf,
 } from './faces.ts'
+import { missing, title } from './needs.ts'
 import { datagram, get, startServer } from './outside.ts'
 import { byCri, type Pod, type Runtime } from './pods.ts'
-import { buildScene, kill, machineForwards, missing, pinsOf, type Scene, SERVER, title, until } from './scene.ts'
+import { buildScene, kill, machineForwards, pinsOf, type Scene, SERVER, until } from './scene.ts'
 import { watch } from './watching.ts'
 
 const LIMIT_MS = 120_000
@@ -139,7 +140,7 @@ describe.skipIf(missing !== '')(title('kill -9 of the active process'), () => {
     expect((await get(closed, '/secret')).stdout).toBe('')
     const pod = await runtime.run({ name: 'after' })
     expect(await get(pod, '/after')).toMatchObject({ stdout: '/after' })
-    expect(gateway.verdicts(pod.address)).toHaveLength(1)
+    await until('the verdict', () => gateway.verdicts(pod.address).length === 1)
     await pod.remove()
     expect(tracesOf(scene, pod.id)).toEqual([])
   })

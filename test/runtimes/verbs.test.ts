@@ -10,9 +10,10 @@ import { PLUGIN } from '../../src/cni/install/entry.ts'
 import { inNamespace, ip } from '../../src/os/netns.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
 import { type Daemon, entry, makePlugins, socketOf, startDaemon, startGateway, tracesOf } from './faces.ts'
+import { missing, title } from './needs.ts'
 import { get, startServer } from './outside.ts'
 import { byCri, type Pod, type Runtime } from './pods.ts'
-import { buildScene, missing, type Scene, title, until } from './scene.ts'
+import { buildScene, type Scene, until } from './scene.ts'
 
 const LIMIT_MS = 120_000
 vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS })

@@ -1,7 +1,7 @@
 // What is seen on a link: tcpdump writes a capture of everything, tshark takes it apart.
 
 import { execFileSync } from 'node:child_process'
-import { GATEWAY, type Scene } from './scene.ts'
+import { GATEWAY, NODE, type Scene } from './scene.ts'
 
 /** An IP packet as tshark reads it, the innermost one where there is a tunnel around it. */
 export interface Seen {
@@ -41,7 +41,7 @@ export async function watch(scene: Scene, role: 'node' | 'gate', name: string, f
   await child.line(line => line.includes('listening on'), LIMIT_MS)
   return {
     async stop() {
-      const to = role === 'node' ? GATEWAY : '10.99.0.1'
+      const to = role === 'node' ? GATEWAY : NODE
       await scene.run(role, ['bash', '-c', `echo end >/dev/udp/${to}/${MARKER_PORT}`])
       await child.line(line => line.includes(`> ${to}.${MARKER_PORT}: `), LIMIT_MS)
       await child.stop('SIGINT')
