@@ -138,7 +138,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
     const endpoints = new EndpointPool({ config, tunnel, namespace, uplink, mtu, direct, probe, numbers })
     made.push(() => endpoints.close())
     for (const address of direct ? await endpoints.find(NEXT_HOP_MS) : [])
-      log(`the next hop toward ${address} does not answer: packets to it are dropped until it does`)
+      log(`the next hop toward ${address} does not answer: packets are dropped until it does`)
     const inner = innerMtu(tunnel, endpoints.mtu)
     if (inner < IPV6_MINIMUM_MTU)
       log(`inner MTU ${inner}: IPv6 needs ${IPV6_MINIMUM_MTU} (RFC 8200 section 5); raise that of ${uplink}`)
