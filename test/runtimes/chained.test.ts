@@ -176,7 +176,7 @@ describe.skipIf(missing !== '')(title('two runtimes at once'), () => {
     const libpod = byPodman(scene, podman, network('bridge', '0.4.0', PORTMAP, entry(scene)))
     const start = (prefix: string) =>
       [cri, libpod].flatMap((runtime, which) => [0, 1, 2].map(n => runtime.run({ name: `${prefix}-${which}-${n}` })))
-    for (const pod of await Promise.all(start('first'))) await pod.remove()
+    await Promise.all((await Promise.all(start('first'))).map(pod => pod.remove()))
     const before = inventory()
     const pods = await Promise.all(start('both'))
     expect(new Set(pods.map(pod => pod.address)).size).toBe(pods.length)

@@ -10,8 +10,8 @@ const START_LIMIT_MS = 30_000
 export const url = (path: string) => `http://${SERVER}:${PORT}${path}`
 
 /** Asks it for a page from inside a pod. NB: the static busybox has a wget that crashes at -T. */
-export const get = (pod: { exec(...command: string[]): Promise<Output> }, path: string) =>
-  pod.exec('timeout', '5', 'wget', '-q', '-O', '-', url(path))
+export const get = (pod: { exec(...command: string[]): Promise<Output> }, path: string, limitSeconds = 20) =>
+  pod.exec('timeout', `${limitSeconds}`, 'wget', '-q', '-O', '-', url(path))
 
 /** What a shell in a pod does to send a datagram outside: busybox has nothing simpler than TFTP. */
 export const datagram = (port: number) => `timeout 1 tftp -g -r first -l /tmp/none ${SERVER} ${port}`

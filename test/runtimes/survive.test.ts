@@ -146,6 +146,24 @@ describe.skipIf(missing !== '')(title('kill -9 of the active process'), () => {
   })
 })
 
+describe.skipIf(missing !== '')(title('an upgrade'), () => {
+  it('a daemon that is started beside the one that runs takes over, and connections go on', async () => {
+    const before = daemon
+    const old = before.pids()
+    daemon = await startDaemon(scene)
+    await before.running.done
+    await until('the old processes are gone', () => !daemon.pids().some(pid => old.includes(pid)))
+    expect(daemon.pids()).toContain(await active())
+    await counting(closed)
+    await counting(open)
+    expect((await get(closed, '/secret')).stdout).toBe('')
+    const pod = await runtime.run({ name: 'upgraded' })
+    expect(await get(pod, '/upgraded')).toMatchObject({ stdout: '/upgraded' })
+    await pod.remove()
+    expect(tracesOf(scene, pod.id)).toEqual([])
+  })
+})
+
 describe.skipIf(missing !== '')(title('kill -9 of the whole daemon'), () => {
   let removed: Pod
 
@@ -157,7 +175,7 @@ describe.skipIf(missing !== '')(title('kill -9 of the whole daemon'), () => {
 
   it('nothing of a fail-closed pod leaks', async () => {
     const host = await watch(scene, 'node', 'any', `src host ${closed.address}`)
-    expect((await get(closed, '/leak')).exitCode).not.toBe(0)
+    expect((await get(closed, '/leak', 3)).exitCode).not.toBe(0)
     await closed.exec('sh', '-c', `${datagram(9001)}; ping -c 2 -W 1 ${SERVER}`)
     expect(await host.stop()).toEqual([])
     expect(served()).not.toContain(`${closed.address} /leak`)
@@ -220,7 +238,7 @@ describe.skipIf(missing !== '')(title('the end of the daemon'), () => {
   it('SIGTERM leaves pods under their fail mode', async () => {
     await daemon.running.stop()
     await until('its other process is gone too', () => daemon.pids().length === 0)
-    expect((await get(closed, '/stopped')).exitCode).not.toBe(0)
+    expect((await get(closed, '/stopped', 3)).exitCode).not.toBe(0)
     expect(await get(open, '/stopped')).toMatchObject({ stdout: '/stopped' })
   })
 
