@@ -92,6 +92,7 @@ export const VIEWS: Views = {
       [left('SOURCE'), row => endpoint(row.source, row.sourcePort)],
       [left('DESTINATION'), row => endpoint(row.destination, row.destinationPort)],
       [left('VERDICT'), row => row.verdict],
+      ...only(rows, row => row.rule !== undefined, [left('RULE'), row => row.rule ?? '-']),
       [right('TOWARD'), row => count(row.sentPackets)],
       [right('BYTES'), row => bytes(row.sentBytes)],
       ...rate([right('RATE'), (row, per) => bitRate(per(of => of.sentBytes, row))]),

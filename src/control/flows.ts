@@ -9,6 +9,8 @@ export interface FlowNames {
   /** Id of the attachment; empty when unknown. */
   attachment(number: number): string
   endpoint?(number: number): string | undefined
+  /** Of the rule that decided; -1 is the default. */
+  rule?(number: number): string | undefined
 }
 
 /** The rows of one worker's table. */
@@ -25,6 +27,7 @@ export function flowRow(flow: FlowRecord, worker: string, names: FlowNames, now:
     worker,
     attachment: names.attachment(flow.attachment),
     endpoint: names.endpoint?.(flow.endpoint),
+    rule: names.rule?.(flow.rule),
     protocol: flow.protocol,
     source: opener.address,
     sourcePort: opener.port,

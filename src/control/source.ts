@@ -49,6 +49,8 @@ export interface FlowRow {
   destination: string
   destinationPort: number
   verdict: FlowVerdict
+  /** The bypass rule that decided; undefined when none did. */
+  rule?: string
   sentPackets: number
   sentBytes: number
   receivedPackets: number

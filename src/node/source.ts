@@ -37,6 +37,7 @@ export function nodeSource(parts: NodeParts, upkeep: Pick<Upkeep, 'list'>): Sour
       yield* flowRows(flows, name, {
         attachment: number => pods.id(number),
         endpoint: number => endpoints.nameOf(number),
+        rule: number => bypassNames(config)[number],
       })
   }
   const tracing = new Tracing({
