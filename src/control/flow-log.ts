@@ -44,24 +44,31 @@ export interface FlowLog {
   readonly lost: number
 }
 
+const NEWLINE = 10
+
 /** Opens a flow log for appending; makes the file, for its owner only. Throws DetourError. */
 export function openFlowLog(path: string): FlowLog {
   let fd = open(path)
   let lost = 0
+  /** Half a line is at the end of the file. */
+  let torn = false
   return {
     write(lines) {
       if (lines.length === 0) return
-      const block = Buffer.from(lines.map(line => `${JSON.stringify(line)}\n`).join(''))
+      const block = Buffer.from(`${torn ? '\n' : ''}${lines.map(line => `${JSON.stringify(line)}\n`).join('')}`)
+      let at = 0
       try {
-        let at = 0
         while (at < block.length) at += writeSync(fd, block, at)
+        torn = false
       } catch {
-        lost += lines.length
+        lost += block.subarray(at).filter(byte => byte === NEWLINE).length
+        if (at > 0) torn = block[at - 1] !== NEWLINE
       }
     },
     reopen() {
       const old = fd
       fd = open(path)
+      torn = false
       closeSync(old)
     },
     close: () => closeSync(fd),

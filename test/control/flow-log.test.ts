@@ -1,5 +1,6 @@
 // The flow log as those that read and rotate it see it.
 
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, renameSync, statSync, truncateSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -68,6 +69,27 @@ test('a full disk loses lines and counts them, and throws nothing', () => {
   log.write([line(3)])
   expect(log.lost).toBe(3)
   log.close()
+})
+
+test('a disk that fills up in the middle of a line spoils no other', () => {
+  const program = `import { truncateSync } from 'node:fs'
+import { openFlowLog } from './dist/src/control/flow-log.js'
+const [file, line] = process.argv.slice(1)
+const log = openFlowLog(file)
+log.write(new Array(20).fill(JSON.parse(line)))
+truncateSync(file, 800)
+log.write([JSON.parse(line)])
+console.log(log.lost)`
+  const one = JSON.stringify(line(7))
+  // The file may not grow beyond 1 KiB.
+  const script = `trap '' XFSZ; ulimit -f 1; exec "$0" --input-type=module -e "$1" "$2" "$3" | cat`
+  const args = ['-c', script, process.execPath, program, file, one]
+  const { stdout, stderr } = spawnSync('bash', args, { encoding: 'utf8' })
+  const fits = Math.floor(1024 / (one.length + 1))
+  expect([stderr, stdout]).toEqual(['', `${20 - fits}\n`])
+  const lines = readFileSync(file, 'utf8').trimEnd().split('\n')
+  expect(lines.at(-1)).toBe(one)
+  expect(lines.filter(text => text !== one)).toHaveLength(1)
 })
 
 test('a file that cannot be opened says what to do; one that was open stays so', () => {
