@@ -26,8 +26,8 @@ export interface ClusterNode {
   /** The bridge's. */
   gateway4: string
   pods: Pod[]
-  /** Attaches all pods, or some. The endpoint is the first gateway, and there are no probes, unless told otherwise. */
-  start(config?: object, options?: Partial<NodeOptions>): Promise<RunningNode>
+  /** Attaches all pods, or some. The endpoint is the first gateway, and there are no probes, unless told otherwise; `bypass` beside the configuration's. */
+  start(config?: object, options?: Partial<NodeOptions>, bypass?: object[]): Promise<RunningNode>
 }
 
 export interface Cluster {
@@ -107,10 +107,11 @@ export function buildCluster(prefix: string, nodes: number, podsEach: number, ga
       )
       return { namespace: pod, mac, four, six }
     })
-    const start = (config: object = {}, options: Partial<NodeOptions> = {}) => {
+    const start = (config: object = {}, options: Partial<NodeOptions> = {}, bypass: object[] = []) => {
       const tunnel = { vni: 77, local: address, remote: gatewaysMade[0].address }
+      const parsed = configSchema.parse({ tunnel, ...config })
       return startNode({
-        config: configSchema.parse({ tunnel, ...config }),
+        config: { ...parsed, bypass: [...parsed.bypass, ...bypass] },
         ...{ namespace, uplink: 'uplink', probe: { intervalMs: 0, limitMs: 0 } },
         pods: pods.map(pod => ({ id: pod.namespace, namespace: pod.namespace })),
         ...options,
