@@ -55,7 +55,6 @@ export class Settings {
   private completed(): Config {
     const { tunnel, pods, bypass } = this.configured
     const from = this.addresses.map(address => `${address}/${isIP(address) === 4 ? 32 : 128}`)
-    const from = this.addresses.map(address => `${address}/${isIP(address) === 4 ? 32 : 128}`)
     const own = pods.bypassNode && from.length > 0 ? [{ name: 'node', from }] : []
     return { ...this.configured, tunnel: { ...tunnel, local: this.local }, bypass: [...bypass, ...own] }
   }
