@@ -13,7 +13,7 @@ import { datagram, get, PORT, startServer, url } from './outside.ts'
 import { type Podman, setUpPodman } from './podman.ts'
 import { byCri, byCtr, byPodman, type Pod, type Runtime } from './pods.ts'
 import type { CniVersion, Network, Plugin, Primary } from './primaries.ts'
-import { buildScene, GATEWAY, machineForwards, NODE, PODS, type Scene, SERVER, until } from './scene.ts'
+import { buildScene, GATEWAY, machineForwards, NODE, PODS, type Scene, SERVER, SERVER6, until } from './scene.ts'
 import { type Seen, watch, watchTunnel } from './watching.ts'
 
 const LIMIT_MS = 120_000
@@ -167,6 +167,25 @@ describe.skipIf(missing !== '').each([
     await pod.remove()
     expect(tracesOf(scene, pod.id)).toEqual([])
     expect(inventory().filter(line => line.includes(`${pod.address}:`))).toEqual([])
+  })
+})
+
+describe.skipIf(missing !== '')(title('a pod with IPv4 and IPv6'), () => {
+  it('both are inspected', async () => {
+    const both = { ...network('bridge', '1.0.0', entry(scene)), subnet6: 'fd00:244:0:9::/64' }
+    const pod = await (await byCri(scene, containerd, both)).run({ name: 'both' })
+    const { stdout } = await pod.exec('ip', '-6', '-o', 'address', 'show', 'eth0', 'scope', 'global')
+    const address = /inet6 ([\da-f:]+)/.exec(stdout)?.[1] ?? ''
+    expect(address).toMatch(/^fd00:244:0:9::/)
+    const ask = (path: string) => pod.exec('wget', '-q', '-O', '-', url(path, `[${SERVER6}]`))
+    expect(await ask('/six')).toMatchObject({ stdout: '/six' })
+    expect(served()).toContain(`${address} /six`)
+    expect(await ask('/secret')).toMatchObject({ stdout: '' })
+    await until('the verdict', () => gateway.verdicts(address).find(each => each.rule === 'no-secrets'))
+    expect(await get(pod, '/four')).toMatchObject({ stdout: '/four' })
+    await verdict(pod, 'default')
+    await pod.remove()
+    expect(tracesOf(scene, pod.id)).toEqual([])
   })
 })
 

@@ -13,6 +13,8 @@ export interface Network {
   primary: Primary
   /** In 10.244.0.0/16. */
   subnet: string
+  /** Of IPv6 beside it, in fd00:244::/32. */
+  subnet6?: string
   cniVersion: CniVersion
   /** Where host-local keeps what it has given out. */
   dataDir: string
@@ -21,8 +23,14 @@ export interface Network {
 }
 
 /** Writes a conflist to a file. */
-export function writeConflist(path: string, { name, primary, subnet, cniVersion, dataDir, chained }: Network): void {
-  const ipam = { type: 'host-local', ranges: [[{ subnet }]], routes: [{ dst: '0.0.0.0/0' }], dataDir }
+export function writeConflist(
+  path: string,
+  { name, primary, subnet, subnet6, cniVersion, dataDir, chained }: Network,
+): void {
+  const subnets = subnet6 === undefined ? [subnet] : [subnet, subnet6]
+  const ranges = subnets.map(each => [{ subnet: each }])
+  const routes = subnets.map(each => ({ dst: each.includes(':') ? '::/0' : '0.0.0.0/0' }))
+  const ipam = { type: 'host-local', ranges, routes, dataDir }
   const first =
     primary === 'ptp' ? { type: 'ptp', ipam } : { type: 'bridge', bridge: `br-${name}`, isGateway: true, ipam }
   writeFileSync(path, JSON.stringify({ cniVersion, name, plugins: [first, ...chained] }, null, 2))

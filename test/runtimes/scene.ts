@@ -35,6 +35,7 @@ export const GATEWAY = '10.99.0.2'
 export const SERVER = '10.77.0.2'
 /** All pods' networks lie in it. */
 export const PODS = '10.244.0.0/16'
+export const SERVER6 = 'fd00:77::2'
 
 const ROLES = ['node', 'gate', 'out'] as const
 type Role = (typeof ROLES)[number]
@@ -153,6 +154,9 @@ function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: strin
     // NB: a new namespace inherits some of the machine's settings, so each is set here.
     const settings = {
       'ipv4/ip_forward': +(name === node),
+      'ipv6/conf/all/forwarding': +(name === node),
+      'ipv6/conf/all/disable_ipv6': 0,
+      'ipv6/conf/default/disable_ipv6': 0,
       'ipv4/conf/all/rp_filter': 0,
       'ipv4/conf/default/rp_filter': 0,
     }
@@ -166,13 +170,16 @@ function makeNamespaces({ node, gate, out }: Record<Role, string>, uplink: strin
       `link add wan type veth peer name eth0 netns ${out}`,
       `addr add ${NODE}/24 dev ${uplink}`,
       'addr add 10.77.0.1/24 dev wan',
+      'addr add fd00:77::1/64 dev wan nodad',
       `link set ${uplink} up`,
       'link set wan up',
     ],
     node,
   )
   ipBatch([`addr add ${GATEWAY}/24 dev ${downlink}`, `link set ${downlink} up`], gate)
-  ipBatch([`addr add ${SERVER}/24 dev eth0`, 'link set eth0 up', `route add ${PODS} via 10.77.0.1`], out)
+  const addresses = [`addr add ${SERVER}/24 dev eth0`, `addr add ${SERVER6}/64 dev eth0 nodad`]
+  const routes = [`route add ${PODS} via 10.77.0.1`, 'route add fd00:244::/32 via fd00:77::1']
+  ipBatch([...addresses, 'link set eth0 up', ...routes], out)
 }
 
 // What runs in them is this scene's own, or that of one that was killed.
