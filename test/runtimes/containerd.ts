@@ -64,6 +64,7 @@ function shims(folder: string): number[] {
   return readdirSync(tasks, { recursive: true, encoding: 'utf8' })
     .filter(path => path.endsWith('/shim.pid'))
     .map(path => Number(readFileSync(join(tasks, path), 'utf8')))
+    .filter(pid => pid > 0)
 }
 
 function configuration(folder: string, socket: string, binDir: string, confDir: string): string {

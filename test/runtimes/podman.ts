@@ -56,7 +56,7 @@ export function setUpPodman(scene: Scene, binDir: string): Podman {
 // What a podman that failed would leave: the monitor of each container, by the files that it wrote its number to.
 function monitors(folder: string): number[] {
   const files = readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(path => path.endsWith('conmon.pid'))
-  return files.map(path => Number(readFileSync(join(folder, path), 'utf8')))
+  return files.map(path => Number(readFileSync(join(folder, path), 'utf8'))).filter(pid => pid > 0)
 }
 
 function configuration(folder: string, binDir: string, confDir: string): string {

@@ -223,7 +223,9 @@ export function pinsOf(scene: Scene): string[] {
 /** What names of pins and state files show of a container's id. */
 export const shortId = (containerId: string) => containerId.slice(0, 12)
 
+/** SIGKILL to one process, of which it is known whose it is. NB: 0 would be this process and all around it. */
 export function kill(pid: number): void {
+  if (!(pid > 1)) throw new Error(`${pid} is no process to kill`)
   try {
     process.kill(pid, 'SIGKILL')
   } catch {

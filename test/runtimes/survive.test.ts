@@ -115,7 +115,7 @@ async function counting(pod: Pod): Promise<void> {
   ])
 }
 
-/** The process that serves, of those that a daemon has. */
+/** The process that serves, of those that a daemon has; 0 while none does. */
 async function active(): Promise<number> {
   try {
     const client = await connectControl(socketOf(scene), 1000)
@@ -131,7 +131,7 @@ async function active(): Promise<number> {
 
 describe.skipIf(missing !== '')(title('kill -9 of the active process'), () => {
   it.each([1, 2])('the standby takes over, time %i: connections go on, packets are inspected, pods start', async () => {
-    const first = await active()
+    const first = await until('one serves', active)
     await until('there is a standby', () => daemon.pids().length > 1)
     kill(first)
     await until('another serves', async () => ![0, first].includes(await active()))
@@ -153,7 +153,7 @@ describe.skipIf(missing !== '')(title('an upgrade'), () => {
     daemon = await startDaemon(scene)
     await before.running.done
     await until('the old processes are gone', () => !daemon.pids().some(pid => old.includes(pid)))
-    expect(daemon.pids()).toContain(await active())
+    expect(daemon.pids()).toContain(await until('one serves', active))
     await counting(closed)
     await counting(open)
     expect((await get(closed, '/secret')).stdout).toBe('')
