@@ -18,6 +18,7 @@ import * as tcp from '../wire/tcp.ts'
 import * as udp from '../wire/udp.ts'
 import { Answers, packetEnd } from './answer.ts'
 import { type Judge, type Policy, UNDECIDED } from './judge.ts'
+import { Contents } from './l7/contents.ts'
 import type { VerdictLog } from './log.ts'
 import { PolicyJudge } from './policy/judge.ts'
 import type { Profile } from './profile.ts'
@@ -50,6 +51,7 @@ export class Inspect {
   private readonly counters: StageCounters
   private readonly options: InspectOptions
   private readonly answers: Answers
+  private readonly contents: Contents
   private readonly judge: Judge
   private readonly tenants: Tenants
   /** 1 where end B opened the flow; by row. */
@@ -66,7 +68,8 @@ export class Inspect {
     this.answers = new Answers(pool, counters, options.profile)
     const { policy } = options
     const rows = options.flows.capacity + 1
-    this.judge = 'rules' in policy ? new RuleJudge(pool, policy, rows) : new PolicyJudge(pool, policy)
+    this.contents = new Contents(pool, 'rules' in policy ? undefined : policy.streams)
+    this.judge = 'rules' in policy ? new RuleJudge(pool, policy, rows) : new PolicyJudge(pool, this.contents, policy)
     this.flows.onEnd = row => this.judge.release(row)
     this.tenants = new Tenants()
     this.opener = new Uint8Array(options.flows.capacity + 1)
@@ -145,8 +148,9 @@ export class Inspect {
     if (isTcp) flows.tcpFlags(row, pool.reversed[frame], tcp.flags(pool.bytes, pool.transport[frame]))
 
     const { judge } = this
-    const found = judge.watches(row) && ownProtocol(pool, frame) ? judge.judge(frame, row) : UNDECIDED
-    const stopped = found === UNDECIDED && judge.watches(row) ? judge.stopped : 0
+    const watched = judge.watches(row) && ownProtocol(pool, frame)
+    const stopped = watched ? this.contents.packet(frame, row) : 0
+    const found = watched ? judge.judge(frame, row) : UNDECIDED
     if (found !== UNDECIDED) this.settle(row, found)
     if (isNew || found !== UNDECIDED) this.log(frame, row, vni, found !== UNDECIDED)
     const verdict = flows.verdict(row)
@@ -173,8 +177,9 @@ export class Inspect {
   /** Decides a flow for good. */
   private settle(row: number, rule: number): void {
     this.flows.setRule(row, rule)
-    this.flows.setVerdict(row, this.judge.verdict(rule))
-    this.judge.release(row)
+    const verdict = this.judge.verdict(rule)
+    this.flows.setVerdict(row, verdict)
+    if (verdict !== VERDICT.ALLOW) this.judge.release(row)
   }
 
   private log(frame: number, row: number, vni: number, byContent: boolean): void {

@@ -1,6 +1,5 @@
 // What decides flows: by their first packet, and by what they carry where that matters. A rule is a number; -1 is the default.
 
-import type { DropReason } from '../drop.ts'
 import type { StreamLimits } from './l7/streams.ts'
 import type { Rules } from './rules.ts'
 
@@ -13,13 +12,11 @@ export interface Judge {
   readonly matchedAt: number
   /** What decided last, for the log, where the rule's name does not say it: `GET /secret`. */
   readonly detail: string | undefined
-  /** Why the packet that was judged last must not travel on although its flow may; 0 when it may. */
-  readonly stopped: DropReason
   /** The rule that decides a new flow by its first packet; `opener` is 1 where end B opened it. */
   begin(frame: number, row: number, opener: number): number
   /** Whether what the flow carries still matters. */
   watches(row: number): boolean
-  /** The rule that now decides by what a packet carries, or UNDECIDED. */
+  /** The rule that now decides by what a packet carries, or UNDECIDED; its contents have been told. */
   judge(frame: number, row: number): number
   /** Nothing that the flow carries matters any more. */
   release(row: number): void

@@ -11,7 +11,6 @@ const ACTION = { allow: VERDICT.ALLOW, drop: VERDICT.DROP, reset: VERDICT.RESET 
 const DEFAULT_RULE = -1
 
 export class RuleJudge implements Judge {
-  readonly stopped = 0
   readonly detail = undefined
   private readonly pool: Pool
   private readonly rules: Rules
@@ -62,7 +61,9 @@ export class RuleJudge implements Judge {
 
   judge(frame: number, row: number): number {
     const found = this.search.run(frame, row)
-    return found < 0 ? UNDECIDED : this.signedAt[found]
+    if (found < 0) return UNDECIDED
+    this.release(row)
+    return this.signedAt[found]
   }
 
   release(row: number): void {

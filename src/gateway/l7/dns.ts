@@ -2,9 +2,12 @@
 
 import { Gathering } from './gathering.ts'
 
-/** A question of a query; the name is in lower case, without a dot at its end. */
+/** A question of a query; names are without a dot at their end. */
 export interface DnsQuestion {
+  /** In lower case. */
   name: string
+  /** As it was sent, a character a byte. */
+  raw: string
   type: number
 }
 
@@ -20,6 +23,7 @@ export function parseQuery(b: Uint8Array, at: number, end: number): DnsQuestion[
   let place = at + HEADER
   for (let i = 0; i < count; i++) {
     let name = ''
+    let raw = ''
     for (;;) {
       if (place >= end) return undefined
       const length = b[place++]
@@ -27,10 +31,11 @@ export function parseQuery(b: Uint8Array, at: number, end: number): DnsQuestion[
       // NB: a pointer in a question would be to an earlier question; nobody sends that (RFC 1035 section 4.1.4 lets them).
       if (length > 63 || place + length > end || name.length + length > NAME_LIMIT) return undefined
       name += `${name && '.'}${escaped(b, place, place + length)}`
+      raw += `${raw && '.'}${String.fromCharCode(...b.subarray(place, place + length))}`
       place += length
     }
     if (place + 4 > end) return undefined
-    questions.push({ name, type: (b[place] << 8) | b[place + 1] })
+    questions.push({ name, raw, type: (b[place] << 8) | b[place + 1] })
     place += 4
   }
   return questions.length === 0 ? undefined : questions

@@ -11,6 +11,8 @@ export interface RequestHead {
   path: string
   /** Without a port, in lower case; of the target where that names one (RFC 9112 section 3.2.2). */
   host: string
+  /** `1.1`. */
+  version: string
   headers: [name: string, value: string][]
 }
 
@@ -41,6 +43,8 @@ const { HTTPParser, methods } = createRequire(import.meta.url)('_http_common') a
 /** Bytes of a request's head, at most: what servers take. */
 export const HEAD_LIMIT = 16_384
 const STRICT = 0
+/** All that llhttp can be lenient in (Node's kLenientAll). */
+const LENIENT = 0xff
 
 /** The requests of one connection; one thread. */
 export class HttpReader {
@@ -51,24 +55,25 @@ export class HttpReader {
   private readonly headers: string[] = []
   private target = ''
 
-  /** `onHead` gets every request's head when that is complete. */
-  constructor(onHead: (head: RequestHead) => void) {
+  /** `onHead` gets every request's head when that is complete. A lenient one reads on where a server might, too. */
+  constructor(onHead: (head: RequestHead) => void, lenient = false) {
     const parser = new HTTPParser()
-    parser.initialize(HTTPParser.REQUEST, {}, HEAD_LIMIT, STRICT)
+    parser.initialize(HTTPParser.REQUEST, {}, HEAD_LIMIT, lenient ? LENIENT : STRICT)
     // A head of more than 32 lines comes in parts.
     parser[HTTPParser.kOnHeaders] = (headers: string[], target: string) => {
       this.headers.push(...headers)
       this.target += target
     }
     parser[HTTPParser.kOnHeadersComplete] = (
-      _major: number,
-      _minor: number,
+      major: number,
+      minor: number,
       headers: string[] | undefined,
       method: number,
       target: string | undefined,
     ) => {
       if (headers !== undefined) this.headers.push(...headers)
-      onHead(headOf(methods[method], this.target + (target ?? ''), this.headers.splice(0)))
+      const head = headOf(methods[method], this.target + (target ?? ''), this.headers.splice(0))
+      onHead({ ...head, version: `${major}.${minor}` })
       this.target = ''
       return 0
     }
@@ -95,7 +100,7 @@ export class HttpReader {
   }
 }
 
-function headOf(method: string, target: string, flat: string[]): RequestHead {
+function headOf(method: string, target: string, flat: string[]): Omit<RequestHead, 'version'> {
   const headers: [string, string][] = []
   for (let i = 0; i < flat.length; i += 2) headers.push([flat[i], flat[i + 1]])
   const absolute = /^[a-z][a-z0-9+.-]*:\/\/([^/?#]*)(.*)$/i.exec(target)

@@ -52,6 +52,8 @@ const NOTHING = new Uint8Array(0)
 export class Streams {
   /** Bytes of memory kept, of all streams. */
   kept = 0
+  /** The last segment that was too much was so for all streams together. */
+  exhausted = false
   private readonly streams: (Stream | undefined)[] = []
   private readonly sink: StreamSink
   private readonly limits: StreamLimits
@@ -98,6 +100,7 @@ export class Streams {
       return 0
     }
     if (to > stream.fin) return DROP.STREAM_OVERLAP
+    this.exhausted = false
     if (to - stream.base > this.limits.flow && !this.forget(stream, to)) return DROP.STREAM_FULL
     if (this.differs(stream, from, to, bytes, at)) return DROP.STREAM_OVERLAP
     if (to <= stream.next) return 0
@@ -174,7 +177,8 @@ export class Streams {
     let size = Math.max(SMALLEST, stream.buffer.length)
     while (size < needed) size *= 2
     const more = size - stream.buffer.length
-    if (this.kept + more > this.limits.total) return false
+    this.exhausted = this.kept + more > this.limits.total
+    if (this.exhausted) return false
     const buffer = new Uint8Array(size)
     buffer.set(stream.buffer)
     stream.buffer = buffer

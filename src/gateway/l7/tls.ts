@@ -3,10 +3,12 @@
 
 import { Gathering } from './gathering.ts'
 
-/** What a ClientHello tells; names are in lower case. */
+/** What a ClientHello tells. */
 export interface ClientHello {
-  /** Undefined without the extension. */
+  /** In lower case; undefined without the extension. */
   sni: string | undefined
+  /** As it was sent, a character a byte. */
+  serverName: string | undefined
   alpn: string[]
 }
 
@@ -76,7 +78,7 @@ export function parseClientHello(b: Buffer): ClientHello | undefined {
     if (at + size > b.length) return undefined
     at += size + b.readUIntBE(at, size)
   }
-  const hello: ClientHello = { sni: undefined, alpn: [] }
+  const hello: ClientHello = { sni: undefined, serverName: undefined, alpn: [] }
   if (at === b.length) return hello
   if (at + 2 > b.length || at + 2 + b.readUInt16BE(at) !== b.length) return undefined
   for (at += 2; at < b.length; ) {
@@ -88,7 +90,8 @@ export function parseClientHello(b: Buffer): ClientHello | undefined {
     if (type === SERVER_NAME && hello.sni === undefined) {
       const name = serverName(body)
       if (name === undefined) return undefined
-      hello.sni = name
+      hello.serverName = name
+      hello.sni = name.toLowerCase()
     }
     if (type === ALPN) {
       const names = protocols(body)
@@ -103,7 +106,7 @@ export function parseClientHello(b: Buffer): ClientHello | undefined {
 function serverName(b: Buffer): string | undefined {
   if (b.length < 5 || 2 + b.readUInt16BE(0) !== b.length || b[2] !== 0) return undefined
   const end = 5 + b.readUInt16BE(3)
-  return end > b.length ? undefined : b.toString('latin1', 5, end).toLowerCase()
+  return end > b.length ? undefined : b.toString('latin1', 5, end)
 }
 
 function protocols(b: Buffer): string[] | undefined {

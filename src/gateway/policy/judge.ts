@@ -1,16 +1,13 @@
 // Judges by Kubernetes' and Cilium's policies: once a flow, and once a request where only some requests are allowed.
 
-import type { DropReason } from '../../drop.ts'
 import { KEY } from '../../flow/key.ts'
 import { VERDICT } from '../../flow/verdict.ts'
 import { KEY_WORDS, type Pool } from '../../memory/pool.ts'
 import * as ipv4 from '../../wire/ipv4.ts'
 import * as ipv6 from '../../wire/ipv6.ts'
-import * as tcp from '../../wire/tcp.ts'
-import { packetEnd } from '../answer.ts'
 import { type Denial, type Judge, type Manifests, UNDECIDED } from '../judge.ts'
-import { HttpReader, type RequestHead } from '../l7/http.ts'
-import { STREAM_LIMITS, type StreamSink, Streams } from '../l7/streams.ts'
+import type { Contents, Listener } from '../l7/contents.ts'
+import type { RequestHead } from '../l7/http.ts'
 import { type Inventory, inventoryOf } from './inventory.ts'
 import type { HttpRule } from './model.ts'
 import { type HalfAnswer, Policies, policiesOf } from './policies.ts'
@@ -21,24 +18,20 @@ const ACTION = { reset: VERDICT.RESET, drop: VERDICT.DROP, 403: VERDICT.RESET } 
 
 /** A flow of which only some requests are allowed. */
 interface Watched {
-  reader: HttpReader
-  /** Which side asks. */
-  client: number
   /** Sets of requests: one of each must match. */
   wanted: (readonly HttpRule[])[]
   /** The rule that decides when a request is denied. */
   denying: number
 }
 
-export class PolicyJudge implements Judge, StreamSink {
+export class PolicyJudge implements Judge, Listener {
   matchedAt = -1
   detail: string | undefined
-  stopped: DropReason = 0
   private readonly pool: Pool
   private readonly inventory: Inventory
   private readonly policies: Policies
   private readonly denial: Denial
-  private readonly streams: Streams
+  private readonly contents: Contents
   private readonly watched = new Map<number, Watched>()
   /** Rules by number: what they are called and what becomes of a flow. */
   private readonly names: string[] = []
@@ -48,12 +41,12 @@ export class PolicyJudge implements Judge, StreamSink {
   private found = UNDECIDED
 
   /** Throws DetourError when a policy cannot be understood. */
-  constructor(pool: Pool, { policies, inventory, denial, streams = STREAM_LIMITS }: Manifests) {
+  constructor(pool: Pool, contents: Contents, { policies, inventory, denial }: Manifests) {
     this.pool = pool
     this.inventory = inventoryOf(inventory)
     this.policies = new Policies(policiesOf(policies))
     this.denial = denial
-    this.streams = new Streams(this, streams)
+    this.contents = contents
   }
 
   begin(frame: number, row: number, opener: number): number {
@@ -61,14 +54,15 @@ export class PolicyJudge implements Judge, StreamSink {
     const at = frame * KEY_WORDS
     const kind = pool.key[at + KEY.KIND]
     const ports = pool.key[at + KEY.PORTS]
-    const [a, b] = [KEY.A, KEY.B].map(end => inventory.party(addressOf(pool.key, at + end, kind >>> 24)))
     const fromB = opener === 1
+    const port = fromB ? ports >>> 16 : ports & 0xffff
+    const [a, b] = [KEY.A, KEY.B].map(end => inventory.party(addressOf(pool.key, at + end, kind >>> 24)))
     const protocol = (kind >>> 16) & 0xff
     const answer = this.policies.decide({
       from: fromB ? b : a,
       to: fromB ? a : b,
       protocol: protocol in NAMED ? NAMED[protocol as keyof typeof NAMED] : 'other',
-      port: fromB ? ports >>> 16 : ports & 0xffff,
+      port,
     })
     const { egress, ingress } = answer
     this.release(row)
@@ -77,7 +71,7 @@ export class PolicyJudge implements Judge, StreamSink {
       return this.number(halves.find(half => half.verdict === 'deny')!.reason, ACTION[this.denial])
     // The receiver's word is the last one, unless only the sender has something to say.
     const telling = halves.findLast(half => half.rule !== undefined) ?? ingress
-    if (answer.verdict === 'request' && protocol === ipv4.PROTOCOL.TCP) this.watch(row, opener, halves)
+    if (answer.verdict === 'request' && protocol === ipv4.PROTOCOL.TCP) this.watch(row, opener, port, halves)
     return this.number(telling.rule ?? telling.reason, VERDICT.ALLOW)
   }
 
@@ -85,29 +79,14 @@ export class PolicyJudge implements Judge, StreamSink {
     return this.watched.has(row)
   }
 
-  judge(frame: number, row: number): number {
-    const { pool, streams } = this
-    const watched = this.watched.get(row) as Watched
+  judge(): number {
+    const { found } = this
     this.found = UNDECIDED
-    this.stopped = 0
-    if (pool.protocol[frame] !== ipv4.PROTOCOL.TCP || pool.transport[frame] === 0) return UNDECIDED
-    const b = pool.bytes
-    const at = pool.transport[frame]
-    const flags = tcp.flags(b, at)
-    const side = pool.reversed[frame]
-    if (side !== watched.client) {
-      if ((flags & tcp.ACK) !== 0) streams.acknowledge(row, watched.client, tcp.acknowledgment(b, at))
-      return UNDECIDED
-    }
-    const syn = (flags & tcp.SYN) !== 0
-    const fin = (flags & tcp.FIN) !== 0
-    const end = packetEnd(pool, frame)
-    this.stopped = streams.segment(row, side, tcp.sequence(b, at), syn, fin, b, pool.payload[frame], end)
-    return this.found
+    return found
   }
 
   release(row: number): void {
-    if (this.watched.delete(row)) this.streams.end(row)
+    if (this.watched.delete(row)) this.contents.leave(row, this)
   }
 
   verdict(rule: number): number {
@@ -118,37 +97,31 @@ export class PolicyJudge implements Judge, StreamSink {
     return this.names[rule]
   }
 
-  /** The next bytes of what a client says. */
-  data(row: number, _side: number, bytes: Uint8Array, at: number, end: number, offset: number): void {
+  request(row: number, head: RequestHead): void {
     const watched = this.watched.get(row)
     if (watched === undefined || this.found !== UNDECIDED) return
-    const { reader } = watched
-    reader.feed(bytes.subarray(at, end))
-    if (this.found === UNDECIDED && reader.state !== 'http')
-      this.deny(watched, reader.state === 'broken' ? `not HTTP/1: ${reader.flaw}` : `not HTTP/1: ${reader.state}`)
+    if (watched.wanted.every(rules => rules.some(rule => rule.matches(head)))) return
+    this.deny(watched, `${head.method} ${head.target}`)
+  }
+
+  notHttp(row: number, why: string): void {
+    const watched = this.watched.get(row)
+    if (watched !== undefined && this.found === UNDECIDED) this.deny(watched, `not HTTP/1: ${why}`)
+  }
+
+  data(_row: number, _side: number, _bytes: Uint8Array, at: number, end: number, offset: number): void {
     if (this.found !== UNDECIDED) this.matchedAt = offset + (end - at)
   }
 
-  end(): void {}
-
-  private watch(row: number, client: number, halves: HalfAnswer[]): void {
+  private watch(row: number, client: number, port: number, halves: HalfAnswer[]): void {
     const limited = halves.filter(half => half.verdict === 'request')
     const policy = limited[0].rule
     const denied = this.denial === '403' ? VERDICT.FORBID : ACTION[this.denial]
-    const watched: Watched = {
-      reader: new HttpReader(head => this.request(watched, head)),
-      client,
+    this.watched.set(row, {
       wanted: limited.map(half => half.http),
       denying: this.number(`${policy} (request)`, denied),
-    }
-    this.watched.set(row, watched)
-    this.streams.begin(row)
-  }
-
-  private request(watched: Watched, head: RequestHead): void {
-    if (this.found !== UNDECIDED) return
-    if (watched.wanted.every(rules => rules.some(rule => rule.matches(head)))) return
-    this.deny(watched, `${head.method} ${head.target}`)
+    })
+    this.contents.join(row, client, port, this, { sides: 1 << client, protocol: 'strict', tolerant: false })
   }
 
   private deny(watched: Watched, detail: string): void {

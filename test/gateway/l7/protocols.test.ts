@@ -177,7 +177,7 @@ describe('TLS', () => {
         )
         const reader = new HelloReader()
         for (const piece of pieces(framed, [...segments.slice(0, -1), framed.length])) reader.feed(piece)
-        expect(reader.hello).toEqual({ sni: 'a.example', alpn: [] })
+        expect(reader.hello).toEqual({ sni: 'a.example', serverName: 'a.example', alpn: [] })
       }),
     )
   })
@@ -212,7 +212,7 @@ describe('DNS', () => {
   it('is what tshark sees', () => {
     const bytes = query('WWW.Example.com', 28)
     expect(tshark(bytes, '-u 1234,53', ['dns.qry.name', 'dns.qry.type'])).toEqual([['WWW.Example.com', '28']])
-    expect(parseQuery(bytes, 0, bytes.length)).toEqual([{ name: 'www.example.com', type: 28 }])
+    expect(parseQuery(bytes, 0, bytes.length)).toEqual([{ name: 'www.example.com', raw: 'WWW.Example.com', type: 28 }])
   })
 
   it('over TCP is the same, cut anywhere', () => {
