@@ -60,6 +60,8 @@ const REASONS = {
   FLOW_QUOTA: 'the attachment has as many flows as one may have',
   UNKNOWN_FLOW: 'a packet returned for a flow that was never sent out',
   UNKNOWN_ATTACHMENT: 'a packet returned for no attachment of this worker',
+  FLOW_COOKIE: 'a packet returned without the cookie that its flow carries',
+  RETURNED_TOO_BIG: 'a returned packet is larger than the profile allows',
   TOO_BIG: 'larger than the tunnel carries; answered with ICMP',
   TOO_BIG_SILENT: 'larger than the tunnel carries; ICMP may not answer this packet (RFC 1122 section 3.2.2)',
 
