@@ -28,6 +28,7 @@ const BENCHES: Record<string, string> = {
   rtt: 'round trip of one byte (root)',
   flows: 'new flows a second (root)',
   idle: 'processor time of an idle node (root)',
+  hundred: 'a hundred attached pods: attaching one more, memory of each, TCP of the busy one (root)',
   soak: 'mixed traffic for minutes: leaks, reordering, checksums, unexplained drops (root)',
 }
 

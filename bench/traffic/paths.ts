@@ -91,6 +91,8 @@ export async function kernelWay(): Promise<Path> {
 
 export interface DetourOptions {
   rung?: Rung
+  /** Further pods of the scene, which are not attached. */
+  idle?: number
   /** Of the configuration, beside what the scene gives. */
   config?: object
   /** What else `startNode` takes. */
@@ -99,10 +101,11 @@ export interface DetourOptions {
 
 /** Detour on the node, the kernel's VXLAN device at the endpoint, which answers no probes. */
 export async function detourWay(options: DetourOptions = {}): Promise<Path> {
-  const { rung = 'auto' } = options
+  const { rung = 'auto', idle = 0 } = options
   const name = rung === 'auto' ? 'Detour, VXLAN' : `Detour, rung ${rung}`
   // A veth leaves checksums to a wire that never comes, and a socket cannot tell.
-  const scene = build(rung === 'auto' ? 'detour' : `rung-${rung}`, { raw: rung === 'udp-socket' })
+  const short = rung === 'auto' ? 'detour' : `rung-${rung}`
+  const scene = build(idle === 0 ? short : `${short}-${idle}`, { raw: rung === 'udp-socket', idle })
   kernelEndpoint(scene)
   const node = await detourNode(scene, 'vxlan', [scene.client], {
     ...options,
