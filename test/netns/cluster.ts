@@ -92,7 +92,7 @@ export function buildCluster(prefix: string, nodes: number, podsEach: number, ga
     )
     const pods = Array.from({ length: podsEach }, (_, i): Pod => {
       const pod = fresh(`pod${n}-${i}`)
-      const mac = `02:00:00:00:0${n}:${(0xa1 + i).toString(16)}`
+      const mac = `02:00:00:0${(0xa1 + i) >> 8}:0${n}:${((0xa1 + i) & 255).toString(16).padStart(2, '0')}`
       const [four, six] = [`10.244.${n}.${2 + i}`, `fd00:244:0:${n}::${(2 + i).toString(16)}`]
       ipBatch([`link add eth0 netns ${pod} address ${mac} type veth peer name p${i} netns ${namespace}`])
       ipBatch([`link set p${i} master cni0`, quiet(`p${i}`)], namespace)
