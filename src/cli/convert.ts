@@ -78,7 +78,7 @@ interface Done {
 }
 
 async function run(direction: 'encap' | 'decap', flags: ConvertFlags): Promise<void> {
-  const tunnel = tunnelOf(flags)
+  const tunnel = tunnelOf(flags, direction === 'decap')
   const targets = targetsOf(flags)
   const maxThreads = availableParallelism()
   const pool = new Piscina({

@@ -4,17 +4,20 @@ import { closeSync, openSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { ATTACH_RUNGS, type AttachRung, OFFLOAD_RUNGS, type OffloadRung, type WorkerCount } from '../control/config.ts'
+import { settingsOf } from '../control/profile.ts'
 import { type ControlServer, dropRows, serveControl, stageRows } from '../control/socket.ts'
 import { DetourError } from '../errors.ts'
 import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
-import { PROFILE_NAMES } from '../gateway/profile.ts'
-import { addPolicyFlags, type PolicyFlags, parseWorkerCount, policyOf } from './options.ts'
+import { PROFILE_NAMES, type ProfileName } from '../pipeline/profile.ts'
+import { addPolicyFlags, type PolicyFlags, parseWorkerCount, policyOf, settingOption } from './options.ts'
 import { painter } from './table.ts'
 import { VIEWS } from './views.ts'
 
 interface Options extends PolicyFlags {
   listen: { address: string; port?: number }
-  profile: string
+  profile: ProfileName
+  vni?: number
+  set?: string[]
   log?: string
   namespace?: string
   interface?: string
@@ -40,6 +43,8 @@ export function gatewayCommand(): Command {
       parseListen,
     )
     .addOption(new Option('-p, --profile <NAME>', 'what the tunnel is like').choices(PROFILE_NAMES).default('geneve'))
+    .option('--vni <N>', 'where a profile has two tunnels: that of the internal one', parseVni)
+    .addOption(settingOption())
   return addPolicyFlags(command)
     .option('--log <FILE>', 'a JSON line a verdict is appended here; - for standard output')
     .option('--namespace <NS>', 'name or path of the network namespace to listen in')
@@ -116,6 +121,8 @@ function startOptions(options: Options): Omit<GatewayOptions, 'policy'> {
   return {
     ...listen,
     profile,
+    vni: options.vni,
+    settings: settingsOf(options.set ?? []),
     namespace,
     interface: options.interface,
     rung: options.offload,
@@ -171,6 +178,11 @@ function stopSignal(): Promise<void> {
     const stop = () => resolve()
     process.once('SIGINT', stop).once('SIGTERM', stop)
   })
+}
+
+function parseVni(word: string): number {
+  if (/^\d{1,8}$/.test(word) && Number(word) <= 0xffffff) return Number(word)
+  throw new InvalidArgumentError('Allowed: 0 to 16777215.')
 }
 
 function parseListen(word: string): { address: string; port?: number } {

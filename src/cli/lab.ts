@@ -13,8 +13,6 @@ import {
   type FailMode,
   OFFLOAD_RUNGS,
   type OffloadRung,
-  PROFILE_PORT,
-  type ProfileName,
   type WorkerCount,
 } from '../control/config.ts'
 import { packageRoot } from '../control/package.ts'
@@ -24,6 +22,7 @@ import { runReplay } from '../lab/replay.ts'
 import { makeReportFolder } from '../lab/report.ts'
 import { type LabEvents, runLab } from '../lab/run.ts'
 import { cleanUp, isRunName, whyNoLab } from '../lab/topology.ts'
+import { PROFILE_NAMES, type ProfileName } from '../pipeline/profile.ts'
 import { parseWorkerCount, tunnelOf } from './options.ts'
 import { asData, asText } from './replay.ts'
 import { duration, Progress, painter, printable } from './table.ts'
@@ -52,7 +51,7 @@ export function labCommand(): Command {
         'and the node, and shows what the fail mode does. Exits with 0 only when every step did what it should.\n' +
         'Without root it runs the replay of a capture instead.',
     )
-    .addOption(new Option('--profile <NAME>', 'the tunnel').choices(Object.keys(PROFILE_PORT)).default('geneve'))
+    .addOption(new Option('--profile <NAME>', 'the tunnel').choices(PROFILE_NAMES).default('geneve'))
     .option('--ipv6', 'IPv6 outside and inside the tunnel, else IPv4')
     .addOption(
       new Option('--fail <MODE>', 'what becomes of packets that nobody can inspect')

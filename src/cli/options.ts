@@ -2,9 +2,11 @@
 
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Config, configSchema, type WorkerCount } from '../control/config.ts'
+import { settingsOf } from '../control/profile.ts'
 import { tunnelConfig } from '../control/tunnel.ts'
 import { readYamlDocuments } from '../control/yaml.ts'
-import { parseFaults } from '../device/faults.ts'
+import { DEVICE_KINDS, parseFaults } from '../device/faults.ts'
+import { DEVICE_SETTINGS } from '../device/faulty.ts'
 import { DetourError } from '../errors.ts'
 import { DENIALS, type Denial, type Policy } from '../gateway/judge.ts'
 import { inventoryOf } from '../gateway/policy/inventory.ts'
@@ -12,6 +14,7 @@ import { policiesOf, readManifests } from '../gateway/policy/policies.ts'
 import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
 import type { ReplayOptions } from '../lab/replay.ts'
 import { MAX_WORKERS } from '../os/limits.ts'
+import { PROFILE_NAMES, profileNamed } from '../pipeline/profile.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 
 /** What `addTunnelOptions` parses; strings as given. */
@@ -21,14 +24,24 @@ export interface TunnelFlags {
   remote?: string
   vni?: string
   port?: string
+  set?: string[]
   zeroChecksum6?: boolean
 }
 
-/** Adds --profile and --port: what a tunnel packet is known by. */
+/** Adds --profile, --port and --set: what a tunnel packet is known by. */
 export function addProfileOptions(command: Command): Command {
   return command
-    .addOption(new Option('--profile <NAME>', 'the tunnel').choices(['geneve', 'vxlan']).default('geneve'))
+    .addOption(new Option('--profile <NAME>', 'the tunnel').choices(PROFILE_NAMES).default('geneve'))
     .option('--port <N>', "UDP destination port (default: the profile's)")
+    .addOption(settingOption())
+}
+
+/** --set, for what a profile has beside. */
+export function settingOption(): Option {
+  const collect = (line: string, before: string[] = []) => [...before, line]
+  return new Option('--set <NAME=VALUE>', 'a setting of the profile (detour profiles); may be repeated').argParser(
+    collect,
+  )
 }
 
 /** Adds those, --local, --remote and --vni. */
@@ -36,11 +49,11 @@ export function addTunnelOptions(command: Command): Command {
   return addProfileOptions(command)
     .option('--local <IP>', 'outer source address (default: 192.0.2.1 or 2001:db8::1)')
     .option('--remote <IP>', 'outer destination address (default: 192.0.2.2 or 2001:db8::2)')
-    .option('--vni <N>', 'virtual network identifier, 24 bits (default: 1)')
+    .option('--vni <N>', "virtual network identifier, 24 bits (default: the profile's)")
 }
 
-/** The tunnel that the flags ask for; the addresses default to documentation ones (RFC 5737, RFC 3849). Throws DetourError. */
-export function tunnelOf(flags: TunnelFlags): TunnelConfig {
+/** The tunnel that the flags ask for; the addresses default to documentation ones (RFC 5737, RFC 3849). With `anyVni`, a VNI that the profile wants is not missed. Throws DetourError. */
+export function tunnelOf(flags: TunnelFlags, anyVni = false): TunnelConfig {
   const six = (flags.local ?? flags.remote ?? '').includes(':')
   const number = (key: 'vni' | 'port') => {
     const text = flags[key]
@@ -53,11 +66,17 @@ export function tunnelOf(flags: TunnelFlags): TunnelConfig {
       profile: flags.profile,
       local: flags.local ?? (six ? '2001:db8::1' : '192.0.2.1'),
       remote: flags.remote ?? (six ? '2001:db8::2' : '192.0.2.2'),
-      vni: number('vni'),
+      vni: number('vni') ?? (anyVni ? anyVniOf(flags.profile) : undefined),
       port: number('port'),
+      settings: settingsOf(flags.set ?? []),
     }),
   )
   return { ...tunnel, zeroChecksum6: flags.zeroChecksum6 ?? tunnel.zeroChecksum6 }
+}
+
+function anyVniOf(profile = 'geneve'): number {
+  const { vnis } = profileNamed(profile)
+  return 'fixed' in vnis ? vnis.fixed : (vnis.usual ?? vnis.min)
 }
 
 function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
@@ -65,8 +84,12 @@ function checked(tunnel: Record<string, unknown>): Config['tunnel'] {
   const parsed = configSchema.safeParse({ tunnel: given })
   if (parsed.success) return parsed.data.tunnel
   const [issue] = parsed.error.issues
-  const key = String(issue.path[1])
-  throw new DetourError('usage', `--${key} '${given[key]}': ${issue.message}`)
+  const [, key, setting] = issue.path.map(String)
+  if (setting !== undefined) throw new DetourError('usage', `--set ${setting}: ${issue.message}`)
+  throw new DetourError(
+    'usage',
+    `--${key} ${given[key] === undefined ? 'is missing' : `'${given[key]}'`}: ${issue.message}`,
+  )
 }
 
 /** The value of --workers: a number of threads, or `auto`. */
@@ -104,7 +127,7 @@ export function wrappersOf({ pcap, trace, fault }: WrapperFlags): ReplayOptions[
   return {
     ...(pcap === undefined ? {} : { capture: pcap }),
     ...(trace === undefined ? {} : { trace: { count: trace === true ? TRACE_COUNT : trace } }),
-    ...(fault === undefined ? {} : { faults: parseFaults(fault) }),
+    ...(fault === undefined ? {} : { faults: parseFaults(fault, DEVICE_KINDS, DEVICE_SETTINGS) }),
   }
 }
 

@@ -5,12 +5,10 @@ import { availableParallelism } from 'node:os'
 import { z } from 'zod'
 import { MAX_WORKERS } from '../os/limits.ts'
 import { DEFAULT_POLLING, POLLING_MODES } from '../pipeline/busy-poll.ts'
+import { PROFILE_NAMES } from '../pipeline/profile.ts'
+import type { Settings } from '../pipeline/setting.ts'
+import { completeProfile, isSettings, profileFlaws } from './profile.ts'
 import { integer, oneOf, section, such, text, yesNo } from './yaml.ts'
-
-/** Tunnel profiles and their standard UDP ports (RFC 8926 section 3.3, RFC 7348 section 5). */
-export const PROFILE_PORT = { geneve: 6081, vxlan: 4789 } as const
-export type ProfileName = keyof typeof PROFILE_PORT
-const PROFILES = Object.keys(PROFILE_PORT) as [ProfileName, ...ProfileName[]]
 
 /** How packets are taken from a pod: the first rung that works, or the one that is named. */
 export const ATTACH_RUNGS = ['auto', 'tcx', 'clsact'] as const
@@ -70,9 +68,12 @@ function isPorts(value: unknown): boolean {
 // What is described here is what `detour node --print-config` prints.
 
 const tunnel = section({
-  profile: oneOf(PROFILES).default('geneve').describe('Which headers packets get, and the standard UDP port.'),
+  profile: oneOf(PROFILE_NAMES).default('geneve').describe('Which headers packets get: see detour profiles.'),
   port: integer(1, 65535).optional().describe("The endpoint's UDP port; the profile's own when not given."),
-  vni: integer(0, 0xffffff).default(1).describe('Virtual network identifier.'),
+  vni: integer(0, 0xffffff).optional().describe("Virtual network identifier; the profile's own when not given."),
+  settings: such<Settings>('a mapping of the settings that the profile has', isSettings)
+    .default({})
+    .describe('What the profile has beside: see detour profiles.'),
   local: address().optional().describe("This node's own address of the tunnel; the uplink's when not given."),
   remote: address().optional().describe('The endpoint, where there is one; of several, see endpoints.'),
   ttl: integer(1, 255).default(64).describe('Of the outer header (pipe model).'),
@@ -95,7 +96,10 @@ const tunnel = section({
     path: ['remote'],
     error: 'allowed: an address of the same IP version as local',
   })
-  .transform(t => ({ ...t, port: t.port ?? PROFILE_PORT[t.profile] }))
+  .superRefine((t, context) => {
+    for (const { path, message } of profileFlaws(t)) context.addIssue({ code: 'custom', path, message })
+  })
+  .transform(completeProfile)
 
 const flows = section({
   capacity: integer(1, 1_048_576)

@@ -2,6 +2,7 @@
 
 import ipaddr from 'ipaddr.js'
 import { DetourError } from '../errors.ts'
+import { profileNamed } from '../pipeline/profile.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { Config } from './config.ts'
 
@@ -27,9 +28,15 @@ export function tunnelConfig(tunnel: Config['tunnel']): TunnelConfig {
       'bad-config',
       `tunnel.local ${tunnel.local} and tunnel.remote ${tunnel.remote} differ in IP version`,
     )
+  const profile = profileNamed(tunnel.profile)
+  if (!profile.outer.includes(local.length === 4 ? 4 : 6))
+    throw new DetourError(
+      'bad-config',
+      `tunnel.local ${tunnel.local}: profile ${profile.name} knows IPv${profile.outer.join(' and IPv')} underlays only`,
+    )
   return {
     profile: tunnel.profile,
-    kind: tunnel.profile,
+    kind: profile.kind,
     port: tunnel.port,
     vni: tunnel.vni,
     local,
@@ -42,5 +49,6 @@ export function tunnelConfig(tunnel: Config['tunnel']): TunnelConfig {
     strictReserved: tunnel.strictReserved,
     innerVlan: false,
     metadata: true,
+    ...profile.tunnel(tunnel.settings),
   }
 }

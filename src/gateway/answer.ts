@@ -6,6 +6,8 @@ import { copyBytes } from '../memory/copy.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, type Pool } from '../memory/pool.ts'
 import { isUnanswerable } from '../pipeline/classify.ts'
+import type { Profile } from '../pipeline/profile.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -13,7 +15,6 @@ import * as ipv6 from '../wire/ipv6.ts'
 import * as tcp from '../wire/tcp.ts'
 import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
-import type { Profile } from './profile.ts'
 
 /** Codes of "destination unreachable, communication administratively prohibited" (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1). */
 const PROHIBITED4 = 13
@@ -43,13 +44,15 @@ export class Answers {
   private readonly pool: Pool
   private readonly counters: StageCounters
   private readonly profile: Profile
+  private readonly tunnel: TunnelConfig
   private allowance = BURST
   private lastMs = 0
 
-  constructor(pool: Pool, counters: StageCounters, profile: Profile) {
+  constructor(pool: Pool, counters: StageCounters, profile: Profile, tunnel: TunnelConfig) {
     this.pool = pool
     this.counters = counters
     this.profile = profile
+    this.tunnel = tunnel
   }
 
   /** Appends up to two answers to `frame`, which stays the caller's and needs its inner headers found: resets, or an ICMP error to the sender. */
@@ -189,8 +192,8 @@ export class Answers {
     }
     if (back) {
       const tunnel = pool.outerTransport[frame] + udp.HEADER
-      profile.reverse(b, tunnel + shift)
-      ethernet.swapAddresses(b, tunnel + shift + profile.headerLength(b, tunnel))
+      profile.reverse(b, tunnel + shift, this.tunnel)
+      if (profile.inner === 'ethernet') ethernet.swapAddresses(b, tunnel + shift + profile.headerLength(b, tunnel))
       pool.reversed[made] = 1 - pool.reversed[frame]
     }
     pool.outerTransport[made] = pool.outerTransport[frame] + shift
@@ -231,8 +234,9 @@ export class Answers {
     if (protocol === ipv4.PROTOCOL.ICMP && icmp.isError4(icmp.type(b, at))) return false
     if (protocol === ipv4.PROTOCOL.ICMPV6 && icmp.isError6(icmp.type(b, at))) return false
     const tunnel = pool.outerTransport[frame] + udp.HEADER
-    if (ethernet.isGroup(b, tunnel + this.profile.headerLength(b, tunnel)) || isUnanswerable(b, pool.network[frame]))
-      return false
+    const isFrame = this.profile.inner === 'ethernet'
+    if (isFrame && ethernet.isGroup(b, tunnel + this.profile.headerLength(b, tunnel))) return false
+    if (isUnanswerable(b, pool.network[frame])) return false
     const now = pool.time[frame]
     const earned = ((now - this.lastMs) * RATE) / 1000
     if (earned > 0) this.allowance = Math.min(BURST, this.allowance + earned)

@@ -19,12 +19,12 @@ import { Complete } from '../pipeline/complete.ts'
 import { Decap } from '../pipeline/decap.ts'
 import { Handover } from '../pipeline/handover.ts'
 import type { Leg } from '../pipeline/loop.ts'
+import { profileNamed } from '../pipeline/profile.ts'
 import { Split } from '../pipeline/split.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import { Inspect } from './inspect.ts'
 import type { Policy } from './judge.ts'
 import { fileSink, sharedSink, VerdictLog } from './log.ts'
-import { profileNamed } from './profile.ts'
 import { Turn } from './turn.ts'
 
 /** What a gateway does with packets: plain data. Of the tunnel, addresses and VNI do not matter: anybody may send. */
@@ -93,6 +93,7 @@ export class Engine {
     const handover = share && new Handover(pool, share.worker, share.steering, peers)
     this.inspect = new Inspect(pool, counters.stage('inspect'), {
       profile,
+      tunnel,
       policy,
       flows,
       fragments: new FragmentTable(),
@@ -102,7 +103,7 @@ export class Engine {
       flowIds: share && { first: share.worker + 1, step: share.workers },
       handover,
     })
-    const turn = new Turn(pool, counters.stage('turn'), profile, tunnel.ttl, own)
+    const turn = new Turn(pool, counters.stage('turn'), profile, tunnel, own)
     const complete = new Complete(pool, counters.stage('complete'), underlay)
     const out = new Batch(OUT)
     const inspect = (batch: Batch, handedOver: boolean) => {

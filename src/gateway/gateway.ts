@@ -5,6 +5,7 @@ import { createCaptures } from '../control/captures.ts'
 import { type WorkerCount, workerCount } from '../control/config.ts'
 import { flowRows } from '../control/flows.ts'
 import { createPeers, type Peers } from '../control/peers.ts'
+import { gatewayTunnel } from '../control/profile.ts'
 import { openTunnelSockets } from '../control/sockets.ts'
 import { type FlowRow, type Source, selectFlows, type UnderlayRow } from '../control/source.ts'
 import { spawnWorker } from '../control/spawn.ts'
@@ -18,10 +19,11 @@ import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import type { AttachRung } from '../os/classifier.ts'
 import { inNamespace } from '../os/netns.ts'
+import { type ProfileName, profileNamed } from '../pipeline/profile.ts'
+import type { Settings } from '../pipeline/setting.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { GatewayInput, GatewayResult } from './engine.ts'
 import type { Policy } from './judge.ts'
-import { profileNamed } from './profile.ts'
 
 /** Frames of the pool: a batch, two answers to each, segments of a super-packet, and room to spare. */
 const FRAMES = 1024
@@ -32,7 +34,11 @@ const FLOWS = 1_048_576
 const WORKER = 'gateway'
 
 export interface GatewayOptions {
-  profile: string
+  profile: ProfileName
+  /** The profile's own when not given; of two tunnels, the internal one's. */
+  vni?: number
+  /** Of the profile. */
+  settings?: Settings
   /** Where tunnel packets are taken, as text. */
   address: string
   /** The profile's own when not given. */
@@ -68,13 +74,14 @@ export interface RunningGateway {
 /** Starts a gateway and resolves when it takes packets. Throws DetourError and leaves nothing behind. */
 export async function startGateway(options: GatewayOptions): Promise<RunningGateway> {
   const profile = profileNamed(options.profile)
-  const port = options.port ?? profile.port
   const local = addressBytes(options.address, 'listen')
+  const { profile: name, address, settings: given = {} } = options
+  const { port, vni, settings } = gatewayTunnel({ ...options, profile: name, local: address, settings: given })
   const tunnel: TunnelConfig = {
     profile: profile.name,
     kind: profile.kind,
     port,
-    vni: 0,
+    vni,
     local,
     remote: local.map(() => 0),
     ttl: 64,
@@ -85,6 +92,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
     strictReserved: false,
     innerVlan: false,
     metadata: true,
+    ...profile.tunnel(settings),
     ...options.tunnel,
   }
   const workers = workerCount(options.workers ?? 1)
@@ -138,7 +146,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
       local: options.address,
       remote: '',
       port,
-      vni: 0,
+      vni: 'fixed' in profile.vnis ? profile.vnis.fixed : 0,
       mtu: opened.mtu,
       rung: opened.rung,
       capabilities: opened.features,

@@ -12,6 +12,8 @@ import type { StageCounters } from '../memory/counters.ts'
 import { KEY_WORDS, type Pool } from '../memory/pool.ts'
 import { packetsOf } from '../pipeline/decide.ts'
 import type { Handover } from '../pipeline/handover.ts'
+import type { Profile } from '../pipeline/profile.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as tcp from '../wire/tcp.ts'
@@ -21,11 +23,11 @@ import { type Judge, type Policy, UNDECIDED } from './judge.ts'
 import { Contents } from './l7/contents.ts'
 import type { VerdictLog } from './log.ts'
 import { PolicyJudge } from './policy/judge.ts'
-import type { Profile } from './profile.ts'
 import { RuleJudge } from './rule-judge.ts'
 
 export interface InspectOptions {
   profile: Profile
+  tunnel: TunnelConfig
   policy: Policy
   flows: FlowTableHandle
   fragments: FragmentTable
@@ -65,7 +67,7 @@ export class Inspect {
     this.options = options
     this.nextFlow = options.flowIds?.first ?? 1
     this.flows = new FlowTable(options.flows)
-    this.answers = new Answers(pool, counters, options.profile)
+    this.answers = new Answers(pool, counters, options.profile, options.tunnel)
     const { policy } = options
     const rows = options.flows.capacity + 1
     this.contents = new Contents(pool, 'rules' in policy ? undefined : policy.streams)
@@ -125,7 +127,9 @@ export class Inspect {
     if (++this.packets % EXPIRE_EVERY === 0) flows.expire(EXPIRE_EVERY)
     const tunnel = pool.outerTransport[frame] + udp.HEADER
     const vni = options.profile.vni(pool.bytes, tunnel)
-    const tenant = this.tenants.number(vni)
+    // Of two tunnels, one a direction, either is the same network.
+    const { vni: own, arriving } = options.tunnel
+    const tenant = this.tenants.number(vni === arriving?.vni ? own : vni)
     if (tenant < 0) return DROP.UNKNOWN_VNI
     pool.attachment[frame] = tenant
     const bad = readKey(pool, frame, options.fragments, options.seed, true)

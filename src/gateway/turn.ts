@@ -7,15 +7,17 @@
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
+import type { Profile } from '../pipeline/profile.ts'
+import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import * as checksum from '../wire/checksum.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
-import type { Profile } from './profile.ts'
 
-/** Bytes of a tunnel header that `Profile.echo` may change. */
+/** Bytes of the UDP ports and of a tunnel header, which `Profile.echo` may change. */
+const PORTS = 4
 const TUNNEL = 8
 
 /** The stage behind inspection; needs the metadata that decap leaves when it keeps the outer headers. */
@@ -23,15 +25,15 @@ export class Turn {
   private readonly pool: Pool
   private readonly counters: StageCounters
   private readonly profile: Profile
-  private readonly ttl: number
+  private readonly tunnel: TunnelConfig
   private readonly own: number[][]
 
   /** `own` are the addresses, or their first bytes, at which the tunnel's port is ours. */
-  constructor(pool: Pool, counters: StageCounters, profile: Profile, ttl: number, own: number[][]) {
+  constructor(pool: Pool, counters: StageCounters, profile: Profile, tunnel: TunnelConfig, own: number[][]) {
     this.pool = pool
     this.counters = counters
     this.profile = profile
-    this.ttl = ttl
+    this.tunnel = tunnel
     this.own = own
   }
 
@@ -48,7 +50,8 @@ export class Turn {
   }
 
   private turn(frame: number): void {
-    const { pool, ttl } = this
+    const { pool } = this
+    const { ttl } = this.tunnel
     const b = pool.bytes
     const start = pool.start[frame]
     const transport = pool.outerTransport[frame]
@@ -86,13 +89,18 @@ export class Turn {
     const { pool } = this
     const b = pool.bytes
     const tunnel = transport + udp.HEADER
-    const before = checksum.sum(b, tunnel, tunnel + TUNNEL)
-    this.profile.echo(b, tunnel)
-    const after = checksum.sum(b, tunnel, tunnel + TUNNEL)
+    const before = headersSum(b, transport, tunnel)
+    this.profile.echo(b, tunnel, this.tunnel)
+    const after = headersSum(b, transport, tunnel)
     const old = udp.checksum(b, transport)
     if (after === before || old === 0 || isPartial(pool, frame, transport)) return
     udp.setChecksum(b, transport, checksum.update(old, before, after) || 0xffff)
   }
+}
+
+/** Sum of what `Profile.echo` may change. */
+function headersSum(b: Uint8Array, transport: number, tunnel: number): number {
+  return checksum.sum(b, tunnel, tunnel + TUNNEL, checksum.sum(b, transport, transport + PORTS))
 }
 
 /** True when the outer UDP checksum is still to be computed, so that its field holds only the pseudo-header's sum. */

@@ -3,9 +3,9 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { connectControl } from '../control/client.ts'
-import type { Config, FailMode, ProfileName, WorkerCount } from '../control/config.ts'
-import { PROFILE_PORT } from '../control/config.ts'
+import type { Config, FailMode, WorkerCount } from '../control/config.ts'
 import type { PodOptions } from '../node/node.ts'
+import { type ProfileName, profileNamed } from '../pipeline/profile.ts'
 import { detour, program, type Running, start } from './process.ts'
 import type { FaceSnapshot } from './report.ts'
 import { attachmentId, controlSocket, type Topology } from './topology.ts'
@@ -76,11 +76,11 @@ export async function startGateway(options: FaceOptions): Promise<Running> {
   const policy = join(folder, FILES.policy)
   writeFileSync(policy, POLICY)
   const { [family]: address, interface: name } = topology.places.gateway
-  const listen = `${address.includes(':') ? `[${address}]` : address}:${PROFILE_PORT[profile]}`
+  const listen = `${address.includes(':') ? `[${address}]` : address}:${profileNamed(profile).port}`
   const control = controlSocket(topology.run, 'gateway')
   const files = ['--policy', policy, '--log', verdictLog(folder), '--control', control]
   const device = ['--interface', name, '--offload', rungs.offload, '--attach', rungs.attach, '--workers', `${workers}`]
-  const command = detour('gateway', '--listen', listen, '--profile', profile, ...device, ...files)
+  const command = detour('gateway', '--listen', listen, '--profile', profile, ...network(profile), ...device, ...files)
   return answering(start(topology.places.gateway, 'gateway', command, { log: join(folder, FILES.gatewayLog) }), control)
 }
 
@@ -91,7 +91,12 @@ export async function startNode(options: FaceOptions): Promise<Running> {
   const control = controlSocket(topology.run, 'node')
   const input: NodeProgramInput = {
     control,
-    config: { tunnel: { profile, local: node[family], remote: gateway[family], vni: VNI }, failMode, rungs, workers },
+    config: {
+      tunnel: { profile, local: node[family], remote: gateway[family], ...vniOf(profile) },
+      failMode,
+      rungs,
+      workers,
+    },
     uplink: node.interface,
     pods: [client, server].map(pod => ({
       id: attachmentId(topology.run, pod.role),
@@ -109,6 +114,13 @@ export async function startNode(options: FaceOptions): Promise<Running> {
     control,
   )
 }
+
+/** The laboratory's VNI, where the profile has not one of its own. */
+function vniOf(profile: ProfileName): { vni?: number } {
+  return 'fixed' in profileNamed(profile).vnis ? {} : { vni: VNI }
+}
+
+const network = (profile: ProfileName) => Object.values(vniOf(profile)).flatMap(vni => ['--vni', `${vni}`])
 
 /** Reads what a running face tells about itself. */
 export async function snapshot(topology: Topology, face: 'node' | 'gateway'): Promise<FaceSnapshot> {

@@ -1,6 +1,7 @@
 // What a run of the laboratory is asked for, and what its steps share.
 
-import type { Config, FailMode, ProfileName, WorkerCount } from '../control/config.ts'
+import type { Config, FailMode, WorkerCount } from '../control/config.ts'
+import type { ProfileName } from '../pipeline/profile.ts'
 import type { Running } from './process.ts'
 import type { LabReport } from './report.ts'
 import type { Topology } from './topology.ts'

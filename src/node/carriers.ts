@@ -28,7 +28,7 @@ export function openCarriers(
   inherit: Inheritance | undefined,
 ): Carriers {
   const { config, namespace, uplink } = options
-  const { profile, local = '', port } = config.tunnel
+  const { local = '', port } = config.tunnel
   const place = {
     ...{ namespace, interface: uplink, localAddress: local, port: tunnel.port, pool },
     ...{ rung: config.rungs.offload, attach: config.rungs.attach, steering: { ...steering, kind: tunnel.kind } },
@@ -37,6 +37,6 @@ export function openCarriers(
   if (underlay.offloadRung !== 'udp-socket') return { underlay, sockets: [], devices: underlayDevices(underlay) }
   const [{ address: remote }] = configuredEndpoints(config)
   const sockets =
-    inherit?.sockets ?? openTunnelSockets({ namespace, address: local, port, remote, kind: profile, steering })
+    inherit?.sockets ?? openTunnelSockets({ namespace, address: local, port, remote, kind: tunnel.kind, steering })
   return { underlay, sockets, devices: sockets.map(handle => ({ kind: 'udp', ...handle })) }
 }

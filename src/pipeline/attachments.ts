@@ -13,8 +13,16 @@ export const MAX_ATTACHMENTS = 4096
 /** Attachment number of the endpoint probe, which has an address of its own and no pod. */
 export const PROBE_ATTACHMENT = MAX_ATTACHMENTS
 
+/** What finds the attachment of packets that came back. */
+export interface Finder {
+  /** Sets attachment and direction of a frame; false when it is of no attachment. */
+  readonly assign: (frame: number) => boolean
+  /** For a frame between two attachments that is no flow's of the one it left: makes it arrive at the other; false when it is not such a frame. */
+  arriveInstead(frame: number): boolean
+}
+
 /** Pod interface addresses to attachment numbers: open addressing, one thread. */
-export class AttachmentIndex {
+export class AttachmentIndex implements Finder {
   private readonly pool: Pool
   private readonly size = MAX_ATTACHMENTS * 4
   private readonly high = new Int32Array(this.size)

@@ -5,8 +5,9 @@ import { DROP, type DropReason } from '../drop.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { ENDPOINT, ENDPOINT_NUMBERS, type EndpointView } from '../memory/endpoints.ts'
-import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
+import { GSO, KEY_WORDS, OFFLOAD, type Pool } from '../memory/pool.ts'
 import * as checksum from '../wire/checksum.ts'
+import * as ethernet from '../wire/ethernet.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -16,6 +17,7 @@ import * as vlan from '../wire/vlan.ts'
 import { isTag } from '../wire/vlan.ts'
 import * as vxlan from '../wire/vxlan.ts'
 import { AddressSet } from './address-set.ts'
+import { COOKIE_WORD } from './links.ts'
 import { parse } from './parse.ts'
 import { optionBytes, type TunnelConfig, tunnelWords } from './tunnel.ts'
 
@@ -30,6 +32,9 @@ export interface DecapOptions {
 
 /** Of the options that a tunnel here may carry none is critical, so no class of critical ones is known. */
 const NO_CLASS = -1
+
+/** The address of whatever a packet comes from or goes to, where nobody knows it. */
+const NOBODY = { high: 0x0200, low: 0 } as const
 
 const NOT_ECT = 0
 const ECT1 = 1
@@ -65,6 +70,15 @@ export class Decap {
   private readonly ownHead: number
   private readonly ownOption: number
   private readonly ownBytes: number
+  /** Class, type and length of the option with the flow cookie; 0 for none. */
+  private readonly cookieHead: number
+  /** 1 where IP packets come without a link header, and how large they may be; 0 for any. */
+  private readonly bare: number
+  private readonly largest: number
+  /** The second tunnel, of packets that are on the other way; undefined where there is but one. */
+  private readonly arriving: TunnelConfig['arriving']
+  /** Where our own address is not the only one that packets come back to. */
+  private readonly anyDestination: boolean
   private readonly innerVlan: boolean
   private readonly zeroChecksum6: boolean
   private readonly anyPeer: boolean
@@ -85,6 +99,12 @@ export class Decap {
     this.ownHead = head
     this.ownOption = option
     this.ownBytes = geneve.HEADER + optionBytes(tunnel)
+    const { cookieAt, words = [] } = tunnel.options ?? {}
+    this.cookieHead = cookieAt === undefined ? 0 : words[cookieAt - 1]
+    this.bare = tunnel.inner === 'ip' ? 1 : 0
+    this.largest = options.anyPeer ? 0 : (tunnel.largest ?? 0)
+    this.arriving = tunnel.arriving
+    this.anyDestination = tunnel.podSource === true
     this.innerVlan = tunnel.innerVlan
     this.zeroChecksum6 = tunnel.zeroChecksum6
     this.anyPeer = options.anyPeer
@@ -210,7 +230,8 @@ export class Decap {
     const bytes = view.getUint16(transport + 4)
     const end = transport + bytes
     if (bytes < UDP_BYTES || end > packetEnd) return DROP.UDP_LENGTH
-    if (view.getUint16(transport + 2) !== this.port) return DROP.NOT_TUNNEL
+    const port = view.getUint16(transport + 2)
+    if (port !== this.port && (this.arriving === undefined || port !== this.arriving.port)) return DROP.NOT_TUNNEL
     if (!this.anyPeer && !this.fromPeer(ip, type)) return DROP.UNKNOWN_PEER
     if (view.getUint16(transport + 6) !== 0 || type !== IPV4) {
       const bad = this.outerChecksum(frame, ip, transport, end, type)
@@ -218,6 +239,7 @@ export class Decap {
     }
     const inner = this.geneve ? this.behindGeneve(tunnel, end) : this.behindVxlan(tunnel, end)
     if (inner < 0) return -inner
+    if (this.bare !== 0) return this.packet(frame, transport, inner, end, outerEcn)
     if (!this.innerVlan && inner + ETHER <= end && isTag(view.getUint16(inner + 12))) return DROP.INNER_VLAN
     const bad = parse(pool, frame, inner, end)
     if (bad !== 0) {
@@ -234,16 +256,56 @@ export class Decap {
     return 0
   }
 
+  /** The same for an IP packet without a link header: gets one that says what it is, unless the outer headers stay. */
+  private packet(frame: number, transport: number, inner: number, end: number, outerEcn: number): DropReason {
+    const { pool } = this
+    const { view, bytes } = pool
+    const tunnel = transport + UDP_BYTES
+    const type = geneve.protocol(bytes, tunnel)
+    const start = inner - ETHER
+    const option =
+      this.cookieHead === 0
+        ? 0
+        : geneve.findOption(bytes, tunnel, this.cookieHead >>> 16, (this.cookieHead >> 8) & 0xff)
+    const cookie = option !== 0 && option + 8 <= inner ? view.getInt32(option + 4) : 0
+    // NB: parse reads the type in front of the packet, where headers that stay have something else.
+    const before = view.getUint16(inner - 2)
+    view.setUint16(inner - 2, type)
+    let bad = parse(pool, frame, start, end)
+    if (this.keep) view.setUint16(inner - 2, before)
+    if (bad !== 0 && this.anyInner) bad = 0
+    else if (bad === 0 && outerEcn !== NOT_ECT) bad = this.combineEcn(frame, outerEcn, transport)
+    if (bad !== 0) return bad
+    const gso = pool.gso[frame]
+    if (gso !== 0 && (gso & TUNNEL_GSO) === 0) return DROP.OFFLOAD
+    const size = gso === 0 ? end - inner : pool.payload[frame] - inner + pool.gsoSize[frame]
+    if (this.largest !== 0 && size > this.largest) return DROP.RETURNED_TOO_BIG
+    pool.key[frame * KEY_WORDS + COOKIE_WORD] = cookie
+    pool.outerTransport[frame] = transport
+    if (this.keep) return 0
+    ethernet.write(bytes, start, NOBODY.high, NOBODY.low, NOBODY.high, NOBODY.low, type)
+    this.strip(frame, start, end)
+    return 0
+  }
+
   /** The position behind the GENEVE header and its options, or a drop reason, negated. Headers like our own need no walk. */
   private readonly behindGeneve = (at: number, end: number): number => {
-    const { view, bytes } = this.pool
+    const { view } = this.pool
+    if (this.bare !== 0) return this.behindOptions(at, end)
     const { ownHead, ownOption } = this
     const inner = at + this.ownBytes
     if (inner <= end && view.getInt32(at) === ownHead && (ownOption === 0 || view.getInt32(at + 8) === ownOption))
       return this.anyPeer || view.getInt32(at + 4) >>> 8 === this.vni ? inner : -DROP.UNKNOWN_VNI
+    return this.behindOptions(at, end)
+  }
+
+  private readonly behindOptions = (at: number, end: number): number => {
+    const { bytes } = this.pool
     const bad = geneve.check(bytes, at, end, NO_CLASS)
     if (bad !== 0) return -bad
-    if (geneve.protocol(bytes, at) !== ETHERTYPE.TEB) return -DROP.GENEVE_PROTOCOL
+    const type = geneve.protocol(bytes, at)
+    const carried = this.bare === 0 ? type === ETHERTYPE.TEB : type === IPV4 || type === IPV6
+    if (!carried) return -DROP.GENEVE_PROTOCOL
     if (!this.anyPeer && geneve.vni(bytes, at) !== this.vni) return -DROP.UNKNOWN_VNI
     return at + geneve.headerLength(bytes, at)
   }
@@ -256,6 +318,11 @@ export class Decap {
     const network = view.getInt32(at + 4)
     if ((flags & VXLAN_I) === 0) return -DROP.VXLAN_FLAGS
     if (this.strict && ((flags & ~VXLAN_I) | (network & 0xff)) !== 0) return -DROP.VXLAN_RESERVED
+    if (this.arriving !== undefined && !this.anyInner) {
+      // Each port has a VNI of its own, also where anybody may send.
+      const isOther = view.getUint16(at - UDP_BYTES + 2) === this.arriving.port
+      return network >>> 8 === (isOther ? this.arriving.vni : this.vni) ? at + VXLAN_BYTES : -DROP.UNKNOWN_VNI
+    }
     return this.anyPeer || network >>> 8 === this.vni ? at + VXLAN_BYTES : -DROP.UNKNOWN_VNI
   }
 
@@ -266,7 +333,8 @@ export class Decap {
     if (words !== (type === ETHERTYPE.IPV4 ? 1 : 4)) return false
     const source = ip + (words === 1 ? ipv4.SOURCE : ipv6.SOURCE)
     const destination = source + (words << 2)
-    for (let i = 0; i < words; i++) if (view.getInt32(destination + (i << 2)) !== local[i]) return false
+    if (!this.anyDestination)
+      for (let i = 0; i < words; i++) if (view.getInt32(destination + (i << 2)) !== local[i]) return false
     return this.peers.has(view, source)
   }
 

@@ -1,6 +1,6 @@
 // Encapsulation: writes the outer headers into a frame's headroom. The payload is never touched.
 //
-//   | Ethernet | IPv4 or IPv6 | UDP | GENEVE + options or VXLAN | inner Ethernet frame …
+//   | Ethernet | IPv4 or IPv6 | UDP | GENEVE + options or VXLAN | inner Ethernet frame, or IP packet …
 //
 // Each word is written once, most of them as the tunnel's configuration made them, or the endpoint that the frame goes to.
 
@@ -12,7 +12,9 @@ import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import { HEADER as ETHERNET, ETHERTYPE } from '../wire/ethernet.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
-import { outerBytes, type TunnelConfig, tunnelWords } from './tunnel.ts'
+import { LEAVING, PROBE_ATTACHMENT } from './attachments.ts'
+import { type Links, trim } from './links.ts'
+import { type OptionLayout, outerBytes, type TunnelConfig, tunnelWords } from './tunnel.ts'
 
 /** The dynamic ports of RFC 6335 section 6: RFC 7348 section 5 asks for them, RFC 8926 section 3.3 allows them. */
 const ENTROPY_BASE = 0xc000
@@ -30,6 +32,8 @@ const IP = ETHERNET
 const UDP_IN_IPV4 = IP + ipv4.HEADER
 const UDP_IN_IPV6 = IP + ipv6.HEADER
 const IPV4_BYTES = ipv4.HEADER
+const UDP_BYTES = 8
+const TUNNEL_BYTES = 8
 
 // Where an endpoint's words are among those of all: the next hop's Ethernet addresses, destination before source; the sum of all
 // of an IPv4 header that is always the same; whether frames have an address to go to; IP addresses, source before destination.
@@ -59,14 +63,24 @@ export class Encap {
   private readonly gsoTunnel: number
   /** TTL and protocol of IPv4, next header and hop limit of IPv6. */
   private readonly ttlWord: number
+  /** 1 where packets travel without their link header. */
+  private readonly bare: number
+  private readonly links: Links | undefined
+  /** What the tunnel has that ours do not; undefined for none. */
+  private readonly special: TunnelConfig | undefined
   /** Bytes of our own address. */
   private readonly local: readonly number[]
   /** By endpoint number; of number 0 the tunnel's remote. */
   private readonly ends = new Int32Array(ENDPOINT_NUMBERS << ENDS_SHIFT)
 
-  constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig) {
+  /** `links` remembers the link headers of packets that travel without, where they are to be put back. */
+  constructor(pool: Pool, counters: StageCounters, tunnel: TunnelConfig, links?: Links) {
     this.pool = pool
     this.counters = counters
+    this.bare = tunnel.inner === 'ip' ? 1 : 0
+    this.links = links
+    const { inner, options, arriving, podSource } = tunnel
+    this.special = (inner ?? options ?? arriving ?? podSource) === undefined ? undefined : tunnel
     const { local, remote, ttl, dscp } = tunnel
     this.local = local
     const four = local.length === 4
@@ -119,6 +133,7 @@ export class Encap {
   /** Encapsulates every frame; hash must be set, and network, 0 for what is not IP. Those without headroom are dropped. */
   readonly run = (batch: Batch): void => {
     const { pool, counters, size, ends } = this
+    if (this.bare !== 0) this.peel(batch)
     const { frames, length } = batch
     let kept = 0
     let bytes = 0
@@ -196,11 +211,79 @@ export class Encap {
       view.setInt32(transport + 24, hash)
     }
 
+    if (this.special !== undefined) this.adapt(frame, at, version, this.special)
+
     if (this.checksum !== 0) pool.offload[frame] |= this.checksum
     if (gso !== 0) pool.gso[frame] = gso | this.gsoTunnel
     pool.outerTransport[frame] = transport
     pool.start[frame] = at
     pool.length[frame] = length
+  }
+
+  /** Takes the link headers off; what is not IP has none of the ways that this tunnel carries. */
+  private peel(batch: Batch): void {
+    const { pool, counters } = this
+    const { frames, length } = batch
+    this.links?.remember(batch)
+    let kept = 0
+    for (let i = 0; i < length; i++) {
+      const frame = frames[i]
+      const network = pool.network[frame]
+      if (network === 0) {
+        counters.received(1, 0)
+        counters.dropped(DROP.NOT_IP)
+        pool.free(frame)
+        continue
+      }
+      trim(pool, frame)
+      pool.length[frame] -= network - pool.start[frame]
+      pool.start[frame] = network
+      frames[kept++] = frame
+    }
+    batch.length = kept
+  }
+
+  /** What this kind of tunnel has otherwise than those of the RFCs. */
+  private adapt(frame: number, at: number, version: number, tunnel: TunnelConfig): void {
+    const { pool, udpAt } = this
+    const { view } = pool
+    const header = at + udpAt + UDP_BYTES
+    const { inner, options, arriving, podSource } = tunnel
+    if (inner === 'ip') view.setInt16(header + 2, version === 6 ? IPV6_TYPE : IPV4_TYPE)
+    if (options !== undefined) this.writeOptions(frame, header + TUNNEL_BYTES, options)
+    if (arriving !== undefined && pool.direction[frame] !== LEAVING) {
+      view.setInt16(at + udpAt + 2, arriving.port)
+      view.setInt32(header + 4, arriving.vni << 8)
+    }
+    if (podSource === true && version === (this.isIpv4 !== 0 ? 4 : 6)) this.usePodSource(frame, at)
+  }
+
+  private writeOptions(frame: number, at: number, options: OptionLayout): void {
+    const { pool } = this
+    const { view } = pool
+    const { words, attachmentAt, leavingAt, cookieAt } = options
+    for (let i = 0; i < words.length; i++) view.setInt32(at + i * 4, words[i])
+    if (attachmentAt !== undefined) view.setInt32(at + attachmentAt * 4, words[attachmentAt] + pool.attachment[frame])
+    if (leavingAt !== undefined && pool.direction[frame] === LEAVING)
+      view.setInt32(at + leavingAt * 4, words[leavingAt] | 1)
+    if (cookieAt !== undefined) view.setInt32(at + cookieAt * 4, pool.hash[frame])
+  }
+
+  /** The source of the outer packet becomes the address of the inner one that is the pod's. */
+  private usePodSource(frame: number, at: number): void {
+    const { pool } = this
+    if (pool.attachment[frame] === PROBE_ATTACHMENT) return
+    const { view, bytes } = pool
+    const leaves = pool.direction[frame] === LEAVING
+    const network = pool.network[frame]
+    const ip = at + IP
+    if (this.isIpv4 !== 0) {
+      view.setInt32(ip + ipv4.SOURCE, view.getInt32(network + (leaves ? ipv4.SOURCE : ipv4.DESTINATION)))
+      ipv4.updateChecksum(bytes, ip)
+    } else {
+      const from = network + (leaves ? ipv6.SOURCE : ipv6.DESTINATION)
+      for (let i = 0; i < 16; i += 4) view.setInt32(ip + ipv6.SOURCE + i, view.getInt32(from + i))
+    }
   }
 }
 

@@ -14,6 +14,7 @@ import * as ipv6 from '../wire/ipv6.ts'
 import * as tcp from '../wire/tcp.ts'
 import { clampSegmentSize } from './clamp.ts'
 import { isUnanswerable } from './classify.ts'
+import { innerMtu, type TunnelConfig } from './tunnel.ts'
 
 /** How much of a packet an ICMPv4 error quotes: up to 576 bytes in all (RFC 1812 section 4.3.2.3). */
 const QUOTE4 = 576 - ipv4.HEADER - icmp.HEADER
@@ -39,11 +40,11 @@ export class Fit {
     this.reply = reply
   }
 
-  /** Takes over what the way to each endpoint carries, of which the tunnel's headers take `overhead` bytes. */
-  follow({ words, segmentSize }: EndpointView, overhead: number): void {
+  /** Takes over what the way to each endpoint carries. */
+  follow({ words, segmentSize }: EndpointView, tunnel: TunnelConfig): void {
     this.segmentSize = segmentSize
     for (let number = 1; number < ENDPOINT_NUMBERS; number++)
-      this.mtus[number] = words[number * ENDPOINT.WORDS + ENDPOINT.MTU] - overhead
+      this.mtus[number] = innerMtu(tunnel, words[number * ENDPOINT.WORDS + ENDPOINT.MTU])
   }
 
   readonly run = (batch: Batch): void => {

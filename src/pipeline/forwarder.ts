@@ -24,13 +24,14 @@ import { Encap } from './encap.ts'
 import { Endpoints, type EndpointsHandle } from './endpoints.ts'
 import { Fit } from './fit.ts'
 import type { Handover } from './handover.ts'
+import { Links } from './links.ts'
 import type { Leg } from './loop.ts'
 import { Outlet } from './outlet.ts'
-import { PROBE_MAC, Probe, type ProbeOptions } from './probe.ts'
+import { PROBE_MAC, PROBE_SOURCE, Probe, type ProbeOptions } from './probe.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
 import { STEP, type TracedStage, type TraceInput, Tracer } from './trace.ts'
-import { innerMtu, outerBytes, type TunnelConfig } from './tunnel.ts'
+import { innerMtu, type TunnelConfig } from './tunnel.ts'
 
 export interface ForwarderOptions {
   tunnel: TunnelConfig
@@ -64,6 +65,8 @@ export class Forwarder {
   private readonly tunnel: TunnelConfig
   private readonly fragments = new FragmentTable()
   private readonly index: AttachmentIndex
+  /** Where packets travel without their link headers. */
+  private readonly links: Links | undefined
   private readonly classify: Classify
   private readonly decide: Decide
   private readonly fit: Fit
@@ -118,7 +121,9 @@ export class Forwarder {
     const policy = new Policy(options.policy)
     this.decide = new Decide(pool, counters.stage('decide'), table, policy, back, failClosed, endpoints)
     this.fit = new Fit(pool, counters.stage('fit'), mtu, back)
-    this.encap = new Encap(pool, counters.stage('encap'), tunnel)
+    const links = tunnel.inner === 'ip' ? new Links(pool, options.flows.capacity, PROBE_SOURCE) : undefined
+    this.links = links
+    this.encap = new Encap(pool, counters.stage('encap'), tunnel, links)
     const outlet = new Outlet(pool, counters.stage('complete underlay'), underlay, express)
     this.underlayOut = outlet
     // NB: not by the express device, or the kernel would forget the next hop, which it confirms for its own packets only.
@@ -128,7 +133,9 @@ export class Forwarder {
     const decapOptions = { anyPeer: false, keep: false, anyInner: false }
     this.decap = new Decap(pool, counters.stage('decap'), tunnel, decapOptions)
     const probes = this.probe.returned
-    const restoreOptions = { table, fragments, seed, attachments: index, probes, handover }
+    const checksCookie = tunnel.options?.mustReturn
+    const attachments = links ?? index
+    const restoreOptions = { table, fragments, seed, attachments, probes, handover, links, checksCookie }
     this.restore = new Restore(pool, counters.stage('restore'), restoreOptions)
     this.handover = handover
     this.podCounters = counters.stage('complete pod')
@@ -156,6 +163,7 @@ export class Forwarder {
     const pod = this.pods[attachment]
     this.pods[attachment] = undefined
     this.index.delete(attachment)
+    this.links?.delete(attachment)
     this.table.setGone(attachment, true)
     return pod?.leg.device
   }
@@ -211,7 +219,7 @@ export class Forwarder {
   private follow(): void {
     const { view } = this.endpoints
     const { expressOpen } = this.underlayOut
-    this.fit.follow(view, outerBytes(this.tunnel))
+    this.fit.follow(view, this.tunnel)
     this.encap.follow(view, this.direct)
     this.decap.follow(view)
     for (let number = 1; number < ENDPOINT_NUMBERS; number++) {

@@ -22,7 +22,7 @@ import type { Endpoints } from './endpoints.ts'
 export const PROBE_MAC = Uint8Array.of(0x02, 0xde, 0x70, 0, 0, 1)
 
 /** RFC 2544's benchmarking addresses, which no pod has; the echo port. */
-const SOURCE = 0xc6120001 | 0
+export const PROBE_SOURCE = 0xc6120001 | 0
 const DESTINATION = 0xc6120002 | 0
 const PORT = 7
 const MAGIC = 0x64657472
@@ -215,7 +215,7 @@ export class Probe {
     b.set(PROBE_MAC, at + ethernet.DESTINATION)
     b.set(PROBE_MAC, at + ethernet.SOURCE)
     ethernet.setType(b, at, ETHERTYPE.IPV4)
-    ipv4.write(b, ip, ipv4.HEADER, 0, total, 0, ipv4.DONT_FRAGMENT, 64, ipv4.PROTOCOL.UDP, SOURCE, DESTINATION)
+    ipv4.write(b, ip, ipv4.HEADER, 0, total, 0, ipv4.DONT_FRAGMENT, 64, ipv4.PROTOCOL.UDP, PROBE_SOURCE, DESTINATION)
     const transport = ip + ipv4.HEADER
     const data = transport + udp.HEADER
     udp.write(b, transport, PORT, PORT, udp.HEADER + DATA, 0)

@@ -17,6 +17,7 @@ import { Decap } from './decap.ts'
 import { Decide } from './decide.ts'
 import { Encap } from './encap.ts'
 import { Ledger } from './ledger.ts'
+import { Links, trim } from './links.ts'
 import type { Leg } from './loop.ts'
 import { Restore } from './restore.ts'
 import { Split } from './split.ts'
@@ -93,12 +94,14 @@ export class Replayer {
     this.decide.expires = false
     this.localCounters = counters.stage('local')
     this.passedCounters = counters.stage('passed')
-    this.encap = new Encap(pool, counters.stage('encap'), tunnel)
+    const links = tunnel.inner === 'ip' ? new Links(pool, options.flows.capacity, 0) : undefined
+    this.encap = new Encap(pool, counters.stage('encap'), tunnel, links)
     this.out = new Complete(pool, counters.stage('complete underlay'), underlay)
     const split = new Split(pool, counters.stage('split'), batch => this.comeBack(batch))
     const back = { ...tunnel, port: live?.returnPort ?? tunnel.port }
     this.decap = new Decap(pool, counters.stage('decap'), back, { anyPeer: false, keep: false, anyInner: false })
-    const restore = { table, fragments, seed, attachments: undefined, probes: undefined }
+    const checksCookie = tunnel.options?.mustReturn
+    const restore = { table, fragments, seed, attachments: undefined, probes: undefined, links, checksCookie }
     this.restore = new Restore(pool, counters.stage('restore'), restore)
     this.readerLeg = {
       device: reader,
@@ -142,6 +145,7 @@ export class Replayer {
     if (this.options.share.count > 1) this.takeShare(batch)
     this.decide.run(batch)
     const now = performance.now()
+    if (this.options.tunnel.inner === 'ip') for (let i = 0; i < batch.length; i++) trim(pool, frames[i])
     for (let i = 0; i < batch.length; i++) ledger.send(frames[i], now)
     if (batch.length > 0) this.sent(frames[batch.length - 1], now)
     this.encap.run(batch)

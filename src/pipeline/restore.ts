@@ -9,19 +9,24 @@ import { VERDICT } from '../flow/verdict.ts'
 import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { KEY_WORDS, type Pool } from '../memory/pool.ts'
-import { type AttachmentIndex, PROBE_ATTACHMENT } from './attachments.ts'
+import { type Finder, PROBE_ATTACHMENT } from './attachments.ts'
 import type { Handover } from './handover.ts'
+import { COOKIE_WORD, type Links } from './links.ts'
 
 export interface RestoreOptions {
   table: FlowTable
   fragments: FragmentTable
   seed: Seed
   /** Undefined where there are no attachments (replay): every frame belongs to attachment 0. */
-  attachments: AttachmentIndex | undefined
+  attachments: Finder | undefined
   /** Takes returned probes. */
   probes: Batch | undefined
   /** Takes what belongs to other workers; undefined where there are none. */
   handover?: Handover
+  /** Has the link headers of packets that came back without. */
+  links?: Links
+  /** Drops what came back without its flow's cookie. */
+  checksCookie?: boolean
 }
 
 const STEER = VERDICT.STEER
@@ -33,9 +38,11 @@ export class Restore {
   private readonly table: FlowTable
   private readonly fragments: FragmentTable
   private readonly seed: Seed
-  private readonly attachments: AttachmentIndex | undefined
+  private readonly attachments: Finder | undefined
   private readonly probes: Batch | undefined
   private readonly handover: Handover | undefined
+  private readonly links: Links | undefined
+  private readonly checksCookie: boolean
 
   constructor(pool: Pool, counters: StageCounters, options: RestoreOptions) {
     this.pool = pool
@@ -46,6 +53,8 @@ export class Restore {
     this.attachments = options.attachments
     this.probes = options.probes
     this.handover = options.handover
+    this.links = options.links
+    this.checksCookie = options.checksCookie ?? false
   }
 
   /** Frames with an attachment and a flow stay; probes and strays leave by their outlets; the rest is dropped. */
@@ -67,7 +76,9 @@ export class Restore {
     for (let i = 0; i < length; i++) {
       const frame = frames[i]
       const size = pool.length[frame]
-      const reason = this.restore(frame)
+      let reason = this.restore(frame)
+      if (this.links !== undefined && reason === 0 && pool.attachment[frame] !== PROBE_ATTACHMENT)
+        reason = this.complete(frame, this.links)
       if (reason === DROP.UNKNOWN_FLOW && handover !== undefined && handover.take(frame)) {
         strays++
         continue
@@ -103,6 +114,14 @@ export class Restore {
     const other = readKey(pool, frame, fragments, seed, true, table)
     if (other !== 0) return other
     return this.known(frame) ? 0 : DROP.UNKNOWN_FLOW
+  }
+
+  /** What a tunnel without link headers leaves to do. */
+  private complete(frame: number, links: Links): DropReason {
+    const { pool } = this
+    // Every packet of the flow has its hash for a cookie.
+    if (this.checksCookie && pool.key[frame * KEY_WORDS + COOKIE_WORD] !== pool.hash[frame]) return DROP.FLOW_COOKIE
+    return links.putBack(frame) ? 0 : DROP.UNKNOWN_FLOW
   }
 
   private readonly known = (frame: number): boolean => {

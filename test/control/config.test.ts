@@ -30,6 +30,7 @@ test('an empty file is the defaults', () => {
     node: { control: '/run/detour/detour.sock', state: '/run/detour', standby: true },
     tunnel: {
       profile: 'geneve',
+      settings: {},
       port: 6081,
       vni: 1,
       ttl: 64,
@@ -102,7 +103,7 @@ describe('what is wrong is said with line, key, value and what is allowed', () =
     ['tunnel:\n  dscp: 64', 'node.yaml:2: tunnel.dscp: 64 is not allowed; allowed: copy, or an integer from 0 to 63'],
     [
       'tunnel:\n  profile: geneva',
-      'node.yaml:2: tunnel.profile: "geneva" is not allowed; allowed: geneve, vxlan; did you mean "geneve"?',
+      'node.yaml:2: tunnel.profile: "geneva" is not allowed; allowed: geneve, vxlan, aws-gwlb, gcp-nsi, azure-gwlb, pan-cni; did you mean "geneve"?',
     ],
     [
       'tunnel:\n  remote: fe80::1%eth0',
