@@ -31,7 +31,7 @@ const forwards = machineForwards()
 
 beforeAll(async () => {
   if (missing !== '') return
-  scene = buildScene('chain')
+  scene = await buildScene('chain')
   plugins = makePlugins(scene)
   served = await startServer(scene)
   gateway = await startGateway(scene)

@@ -36,7 +36,7 @@ let gateway: Gateway
 
 beforeAll(async () => {
   if (missing !== '') return
-  scene = buildScene('which')
+  scene = await buildScene('which')
   plugins = makePlugins(scene)
   await startServer(scene)
   gateway = await startGateway(scene)

@@ -135,11 +135,11 @@ function commandLine(pid: number): string {
   }
 }
 
-/** Fills the folder where runtimes look for plugins with the reference ones; with `detour cni` beside them if it is not to be installed. */
-export function makePlugins(scene: Scene, installed = true): string {
+/** Fills the folder where runtimes look for plugins with the reference ones and this source tree's. */
+export function makePlugins(scene: Scene): string {
   const folder = scene.file('opt-cni/bin')
   for (const name of readdirSync(REFERENCE_PLUGINS)) symlinkSync(join(REFERENCE_PLUGINS, name), join(folder, name))
-  if (installed) writePlugin(join(folder, PLUGIN))
+  writePlugin(join(folder, PLUGIN))
   return folder
 }
 

@@ -81,11 +81,17 @@ const LIMIT_MS = 60_000
 /** How long a process may take to end when it is asked to. */
 const PATIENCE_MS = 10_000
 
-/** Builds the scene; `name` is up to six lower-case letters, and no two scenes of a name may live at a time. */
-export function buildScene(name: string): Scene {
+/** Builds the scene, and takes away first what one that was killed left; `name` is up to six lower-case letters, and no two scenes of a name may live at a time. */
+export async function buildScene(name: string): Promise<Scene> {
   const [node, gate, out] = ROLES.map(role => `dtr-${name}-${role}`)
   const names: Record<Role, string> = { node, gate, out }
-  removeNamespaces(names)
+  const cgroup = `/dtr-${name}`
+  const remove = async (containers: string[]) => {
+    removeNamespaces(names)
+    for (const pin of pinsOf({ name, containers })) rmSync(join(PIN_DIRECTORY, pin), { recursive: true, force: true })
+    await removeCgroups(cgroup)
+  }
+  await remove([])
   const folder = mkdtempSync(join(tmpdir(), `dtr-${name}-`))
   const file = (path: string) => join(folder, path)
   const running: Running[] = []
@@ -97,7 +103,6 @@ export function buildScene(name: string): Scene {
   mkdirSync(file('etc-cni/net.d'))
   const uplink = `up-dtr-${name}`
   const downlink = `gw-dtr-${name}`
-  const cgroup = `/dtr-${name}`
   makeNamespaces(names, uplink, downlink)
   writeFileSync(file('inside.sh'), inside(file))
   const wrapped = (command: string[]) => [
@@ -130,9 +135,7 @@ export function buildScene(name: string): Scene {
         await child.stop('SIGTERM')
         clearTimeout(timer)
       }
-      removeNamespaces(names)
-      for (const pin of pinsOf(scene)) rmSync(join(PIN_DIRECTORY, pin), { recursive: true, force: true })
-      await removeCgroups(cgroup)
+      await remove(scene.containers)
       rmSync(folder, { recursive: true, force: true })
     },
   }
@@ -214,8 +217,8 @@ function isRemoved(root: string): boolean {
 }
 
 /** The pins of a scene's daemon and gateway. */
-export function pinsOf(scene: Scene): string[] {
-  const parts = [`-dtr-${scene.name}_`, ...scene.containers.map(shortId)]
+export function pinsOf({ name, containers }: Pick<Scene, 'name' | 'containers'>): string[] {
+  const parts = [`-dtr-${name}_`, ...containers.map(shortId)]
   const names = existsSync(PIN_DIRECTORY) ? readdirSync(PIN_DIRECTORY) : []
   return names.filter(name => parts.some(part => name.includes(part)))
 }

@@ -58,7 +58,7 @@ const forwards = machineForwards()
 
 beforeAll(async () => {
   if (missing !== '') return
-  scene = buildScene('live')
+  scene = await buildScene('live')
   served = await startServer(scene)
   const echo = scene.start('out', 'echo', ['python3', '-u', '-c', ECHO, SERVER, `${ECHO_PORT}`])
   await echo.line(line => line === 'ready', LIMIT_MS)

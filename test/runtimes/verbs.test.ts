@@ -29,7 +29,7 @@ let pods: Pod[]
 
 beforeAll(async () => {
   if (missing !== '') return
-  scene = buildScene('verb')
+  scene = await buildScene('verb')
   plugins = makePlugins(scene)
   await startServer(scene)
   await startGateway(scene)
