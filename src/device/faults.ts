@@ -1,283 +1,225 @@
-// Faults: a device around a device that loses, doubles, delays, flips and cuts packets, the same ones for the same seed.
-//
-// Each direction has dice of its own and throws one for every fault and packet, whether or not the others hit; so the
-// n-th packet fares the same whatever the timing, and whatever other faults are asked for.
+// Faults as people ask for them: what shall go wrong, with which packets, and when. One description for the device that
+// replay wraps around its underlay and for the gateway, whose faults also come from a file and through the control socket.
 
-import { DROP } from '../drop.ts'
+import ipaddr from 'ipaddr.js'
 import { DetourError } from '../errors.ts'
-import { BATCH, Batch } from '../memory/batch.ts'
-import { copyBytes } from '../memory/copy.ts'
-import type { StageCounters } from '../memory/counters.ts'
-import { OFFLOAD, type Pool } from '../memory/pool.ts'
-import { HEADER as ETHERNET } from '../wire/ethernet.ts'
-import type { Device } from './device.ts'
 
-/** Plain data that passes through workerData. */
-export interface Faults {
-  /** Probabilities, 0 to 1, of a packet to be lost, sent twice, held back, to get one bit flipped, to lose its end. */
-  loss: number
-  duplicate: number
-  reorder: number
-  corrupt: number
-  truncate: number
-  /** How many packets overtake one that is held back, at most. */
-  delay: number
-  seed: number
+/** What can go wrong, and what that means. */
+export const FAULT_KINDS = {
+  drop: 'packets are lost',
+  duplicate: 'packets come twice',
+  reorder: 'packets are held back until others have overtaken them, so many (depth) at most',
+  delay: 'packets are late by so much (time), in their order',
+  corrupt: 'one bit is wrong, and so may be checksums',
+  truncate: 'packets lose their end',
+  mtu: 'of packets whose outer IP packet is larger than this (bytes), all are dropped or truncated (larger)',
+  'drop-options': 'all GENEVE options are missing',
+  'flip-option': 'one byte of the data of a GENEVE option is inverted',
+  'reorder-options': 'the first GENEVE option comes last',
+  'critical-option': 'the first GENEVE option claims to be critical',
+  'wrong-port': 'answers go to the next UDP port',
+  'swap-ports': 'the UDP ports of the tunnel have changed places',
+  hang: 'nothing is taken from the socket and nothing sent; the socket stays',
+  exit: 'the process ends, with status 1',
+  kill: 'the process ends by SIGKILL',
+} as const
+
+export type FaultKind = keyof typeof FAULT_KINDS
+export const FAULT_NAMES = Object.keys(FAULT_KINDS) as [FaultKind, ...FaultKind[]]
+
+/** Kinds that a device can do without knowing of tunnels. */
+export const DEVICE_KINDS: readonly FaultKind[] = ['drop', 'duplicate', 'reorder', 'delay', 'corrupt', 'truncate']
+/** Kinds that befall the process and not some packets. */
+export const PROCESS_KINDS: readonly FaultKind[] = ['hang', 'exit', 'kill']
+
+export const FAULT_DIRECTIONS = ['transmit', 'receive', 'both'] as const
+export type FaultDirection = (typeof FAULT_DIRECTIONS)[number]
+
+/** Faults at a time, at most. */
+export const MAX_FAULTS = 32
+/** Packets that may overtake another, at most. */
+export const MAX_DEPTH = 64
+
+const LONGEST_MS = 24 * 3_600_000
+const UNIT_MS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 } as const
+const PROTOCOLS: Readonly<Record<string, number>> = { icmp: 1, tcp: 6, udp: 17, icmp6: 58 }
+
+/** An address prefix: of the bytes the first `bits` bits count. */
+export interface Prefix {
+  bytes: number[]
+  bits: number
 }
 
-const PROBABILITIES = ['loss', 'duplicate', 'reorder', 'corrupt', 'truncate'] as const
-const INTEGERS = { delay: [1, 64], seed: [0, 0x7fff_ffff] } as const
+/** The settings of a fault: how each is written, and what it becomes; undefined for what is not allowed. */
+export const SETTINGS = {
+  share: { allowed: 'a probability, 0 to 100% or 0 to 1', read: readShare },
+  at: { allowed: 'a time such as 500ms, 5s or 2m, 24h at most', read: readTime },
+  for: { allowed: 'a time such as 500ms, 5s or 2m, 24h at most', read: readTime },
+  direction: { allowed: FAULT_DIRECTIONS.join(', '), read: (text: string) => oneOf(FAULT_DIRECTIONS, text) },
+  cidr: { allowed: 'an address or a prefix such as 10.0.0.0/8', read: readPrefix },
+  port: { allowed: 'a port, 0 to 65535', read: (text: string) => readInteger(text, 0, 0xffff) },
+  protocol: { allowed: 'tcp, udp, icmp, icmp6 or a number', read: readProtocol },
+  depth: {
+    allowed: `a whole number of packets, 1 to ${MAX_DEPTH}`,
+    read: (text: string) => readInteger(text, 1, MAX_DEPTH),
+  },
+  time: { allowed: 'a time such as 50ms, 24h at most', read: readTime },
+  bytes: { allowed: 'a whole number of bytes, 68 to 65535', read: (text: string) => readInteger(text, 68, 0xffff) },
+  larger: { allowed: 'drop, truncate', read: (text: string) => oneOf(['drop', 'truncate'] as const, text) },
+  seed: { allowed: 'a whole number, 0 to 2147483647', read: (text: string) => readInteger(text, 0, 0x7fff_ffff) },
+} as const
 
-/** Reads `loss=1%,reorder=0.05,delay=8,seed=7`. Throws DetourError (usage). */
-export function parseFaults(text: string): Faults {
-  const faults: Faults = { loss: 0, duplicate: 0, reorder: 0, corrupt: 0, truncate: 0, delay: 8, seed: 1 }
-  for (const part of text.split(',')) {
-    const [, key, digits, percent] = /^([a-z]+)=(\d*\.?\d+)(%?)$/.exec(part.trim()) ?? []
-    const value = Number(digits) / (percent === '%' ? 100 : 1)
-    if ((PROBABILITIES as readonly string[]).includes(key)) {
-      if (!(value <= 1)) throw usage(part, `${key} is a probability, 0 to 100% or 0 to 1`)
-      faults[key as (typeof PROBABILITIES)[number]] = value
-    } else if (key === 'delay' || key === 'seed') {
-      const [least, most] = INTEGERS[key]
-      if (!Number.isInteger(value) || percent === '%' || value < least || value > most)
-        throw usage(part, `${key} is a whole number, ${least} to ${most}`)
-      faults[key] = value
-    } else
-      throw usage(part, `allowed are ${[...PROBABILITIES, ...Object.keys(INTEGERS)].join(', ')}, as in loss=1%,seed=7`)
+export type SettingName = keyof typeof SETTINGS
+export const SETTING_NAMES = Object.keys(SETTINGS) as SettingName[]
+/** Settings as read. */
+export type Settings = { [S in SettingName]?: NonNullable<ReturnType<(typeof SETTINGS)[S]['read']>> }
+/** Which flows a fault is for: the inner packet's, either side's where there are two. */
+export const FLOW_SETTINGS = ['cidr', 'port', 'protocol'] as const
+
+/** One fault: plain data that passes through workerData. What is not set is the face's to choose. */
+export interface Fault extends Settings {
+  /** Among those that are there together. */
+  id: number
+  kind: FaultKind
+  share: number
+  seed: number
+  /** A double a worker: how many packets it has befallen. */
+  tally?: SharedArrayBuffer
+}
+
+/** Faults, and the seed of those that have none of their own. */
+export interface Faults {
+  seed: number
+  faults: Fault[]
+}
+
+/** A setting that contradicts a kind of fault, or that it lacks; undefined when all is well. */
+export function flawOf(kind: FaultKind, settings: Settings): { setting: SettingName; allowed: string } | undefined {
+  const only = (setting: SettingName, of: FaultKind) =>
+    settings[setting] !== undefined && kind !== of && { setting, allowed: `${of} faults only` }
+  const lacks = (setting: SettingName, of: FaultKind) =>
+    settings[setting] === undefined && kind === of && { setting, allowed: SETTINGS[setting].allowed }
+  const none = (['share', 'direction', 'depth', ...FLOW_SETTINGS] as const).find(
+    setting => settings[setting] !== undefined && PROCESS_KINDS.includes(kind),
+  )
+  return (
+    (none !== undefined && { setting: none, allowed: `not with ${kind}, which befalls all` }) ||
+    lacks('time', 'delay') ||
+    lacks('bytes', 'mtu') ||
+    only('bytes', 'mtu') ||
+    only('larger', 'mtu') ||
+    only('time', 'delay') ||
+    only('depth', 'reorder') ||
+    undefined
+  )
+}
+
+/** A fault of a kind; its id is 0. */
+export function faultOf(kind: FaultKind, settings: Settings, seed: number): Fault {
+  return { id: 0, kind, share: 1, seed, ...settings }
+}
+
+/** Other names of kinds. */
+const ALIASES: Readonly<Record<string, FaultKind>> = { loss: 'drop' }
+/** What a kind's own number is; the share where nothing is said. */
+const OWN: { readonly [K in FaultKind]?: SettingName } = { delay: 'time', mtu: 'bytes' }
+
+/**
+ * Reads `drop=1%,reorder=0.05,depth=8,seed=7` or `mtu=1400,larger=truncate,at=5s,for=10s,port=80`: faults, each with its share
+ * or own number, and settings, which are those of all faults beside them that have such. `delay=8` without a unit is a
+ * `depth`. `kinds` and `settings` are those allowed. Throws DetourError (usage).
+ */
+export function parseFaults(
+  text: string,
+  kinds: readonly FaultKind[] = FAULT_NAMES,
+  allowedSettings: readonly SettingName[] = SETTING_NAMES,
+): Faults {
+  const named: { kind: FaultKind; own: Settings; word: string }[] = []
+  const shared: Settings = {}
+  for (const word of text.split(',')) {
+    const [, name, value] = /^([a-z-]+)(?:=(\S+))?$/.exec(word.trim()) ?? []
+    const kind = ALIASES[name] ?? oneOf(kinds, name ?? '')
+    if (name === 'delay' && /^[\d.]+%?$/.test(value ?? '')) read(word, name, 'depth', value, shared)
+    else if (kind !== undefined && kinds.includes(kind)) {
+      const own: Settings = {}
+      if (value !== undefined) read(word, name, OWN[kind] ?? 'share', value, own)
+      named.push({ kind, own, word })
+    } else if (value !== undefined && oneOf(allowedSettings, name) !== undefined) {
+      read(word, name, name as SettingName, value, shared)
+    } else throw usage(word, `allowed are ${[...kinds, ...allowedSettings].join(', ')}, as in drop=1%,seed=7`)
   }
-  return faults
+  const seed = shared.seed ?? 1
+  const faults = named.map(({ kind, own, word }, id) => {
+    const settings: Settings = { ...without(shared, kind), ...own }
+    const flaw = flawOf(kind, settings)
+    if (flaw !== undefined) throw usage(word, `${flaw.setting}: ${flaw.allowed}`)
+    return { ...faultOf(kind, settings, seed), id }
+  })
+  if (faults.length > MAX_FAULTS) throw usage(text, `${MAX_FAULTS} at most`)
+  return { seed, faults }
+}
+
+/** How a fault would be written, but for its seed: `mtu=1400,larger=drop`. */
+export function describeFault({ kind, share, cidr, ...rest }: Fault): string {
+  const words: (string | undefined)[] = [
+    rest.bytes !== undefined ? `${kind}=${rest.bytes}` : rest.time !== undefined ? `${kind}=${rest.time}ms` : kind,
+    share === 1 ? undefined : `share=${Number((share * 100).toPrecision(6))}%`,
+    ...(['larger', 'depth', 'direction', 'port', 'protocol'] as const).map(name =>
+      rest[name] === undefined ? undefined : `${name}=${rest[name]}`,
+    ),
+    cidr && `cidr=${ipaddr.fromByteArray(cidr.bytes)}/${cidr.bits}`,
+    rest.at ? `at=${rest.at}ms` : undefined,
+    rest.for === undefined ? undefined : `for=${rest.for}ms`,
+  ]
+  return words.filter(word => word !== undefined).join(',')
+}
+
+/** The settings that are of use to a kind beside others that they are meant for. */
+function without(settings: Settings, kind: FaultKind): Settings {
+  const { depth, ...rest } = settings
+  return depth === undefined || kind === 'reorder' ? settings : rest
+}
+
+/** Reads the value of a setting that the people call `name`. */
+function read(word: string, name: string, setting: SettingName, value: string, into: Settings): void {
+  const found = SETTINGS[setting].read(value)
+  if (found === undefined) throw usage(word, `${name} is ${SETTINGS[setting].allowed}`)
+  Object.assign(into, { [setting]: found })
 }
 
 const usage = (part: string, allowed: string) => new DetourError('usage', `fault '${part}': ${allowed}`)
 
-/** Packets that are held back go on after this time even if none overtakes them. */
-const PATIENCE_MS = 100
-
-/** Applies faults to what is received and to what is transmitted. A flipped bit keeps its checksum wrong, but for one that is still to be computed. */
-export class FaultyDevice implements Device {
-  readonly name: string
-  readonly capabilities: number
-  readonly fd: number
-  private readonly device: Device
-  private readonly counters: StageCounters
-  private readonly pool: Pool
-  private readonly inward: Line
-  private readonly outward: Line
-  private readonly raw = new Batch()
-  // What was received and is not yet given on, from `given` on.
-  private readonly ready = new Batch(2 * BATCH + 2 * INTEGERS.delay[1])
-  private given = 0
-
-  constructor(device: Device, pool: Pool, counters: StageCounters, faults: Faults) {
-    this.device = device
-    this.pool = pool
-    this.counters = counters
-    this.name = device.name
-    this.capabilities = device.capabilities
-    this.fd = device.fd
-    this.inward = new Line(pool, counters, faults, faults.seed)
-    this.outward = new Line(pool, counters, faults, ~faults.seed)
-  }
-
-  get exhausted(): boolean {
-    return this.device.exhausted && this.inward.held === 0 && this.given === this.ready.length
-  }
-
-  get wanting(): boolean {
-    return this.device.wanting === true
-  }
-
-  /** Packets held back, in both directions, here and in the device. */
-  get held(): number {
-    return this.inward.held + this.outward.held + (this.device.held ?? 0)
-  }
-
-  receive(batch: Batch): number {
-    const { ready, raw, inward, outward } = this
-    if (this.given === ready.length) {
-      this.given = ready.length = 0
-      const n = this.device.receive(raw)
-      for (let i = 0; i < n; i++) inward.pass(raw.frames[i], ready)
-      raw.length = 0
-      const now = performance.now()
-      if (this.device.exhausted) inward.release(ready)
-      inward.releaseLate(ready, now, n > 0)
-      outward.releaseLate(raw, now, false)
-      if (raw.length > 0) this.send(raw)
-    }
-    const n = Math.min(batch.room, ready.length - this.given)
-    for (let i = 0; i < n; i++) batch.push(ready.frames[this.given++])
-    this.counters.sent(n, bytesOf(this.pool, batch, batch.length - n))
-    return n
-  }
-
-  transmit(batch: Batch): void {
-    const { raw, outward } = this
-    const { frames, length } = batch
-    for (let i = 0; i < length; i++) {
-      if (raw.room < 2 * INTEGERS.delay[1] + 2) this.send(raw)
-      outward.pass(frames[i], raw)
-    }
-    batch.length = 0
-    outward.releaseLate(raw, performance.now(), length > 0)
-    this.send(raw)
-  }
-
-  /** What is held back to be sent is sent; what was received and held back is dropped. */
-  close(): void {
-    const { pool, ready, raw } = this
-    this.outward.release(raw)
-    this.send(raw)
-    this.inward.release(ready)
-    this.counters.dropped(DROP.STOPPED, ready.length - this.given)
-    while (this.given < ready.length) pool.free(ready.frames[this.given++])
-    this.device.close()
-  }
-
-  private send(batch: Batch): void {
-    this.counters.sent(batch.length, bytesOf(this.pool, batch, 0))
-    this.device.transmit(batch)
-  }
+function oneOf<const Word extends string>(words: readonly Word[], text: string): Word | undefined {
+  return words.find(word => word === text)
 }
 
-function bytesOf({ length }: Pool, batch: Batch, from: number): number {
-  let bytes = 0
-  for (let i = from; i < batch.length; i++) bytes += length[batch.frames[i]]
-  return bytes
+function readShare(text: string): number | undefined {
+  const [, digits, percent] = /^(\d*\.?\d+)(%?)$/.exec(text) ?? []
+  const share = Number(digits) / (percent === '%' ? 100 : 1)
+  return share <= 1 ? share : undefined
 }
 
-/** One direction: its dice and the packets that it holds back. */
-class Line {
-  private readonly pool: Pool
-  private readonly counters: StageCounters
-  private readonly faults: Faults
-  private state: number
-  // At most `delay` wait, each for so many more packets; oldest first.
-  private readonly waiting = new Int32Array(INTEGERS.delay[1] + 1)
-  private readonly left = new Int32Array(INTEGERS.delay[1] + 1)
-  private count = 0
-  private lastPacket = 0
+/** In ms. */
+function readTime(text: string): number | undefined {
+  const [, digits, unit] = /^(\d*\.?\d+)(ms|s|m|h)$/.exec(text) ?? []
+  const ms = Math.round(Number(digits) * UNIT_MS[unit as keyof typeof UNIT_MS])
+  return ms <= LONGEST_MS ? ms : undefined
+}
 
-  constructor(pool: Pool, counters: StageCounters, faults: Faults, seed: number) {
-    this.pool = pool
-    this.counters = counters
-    this.faults = faults
-    this.state = Math.imul(seed ^ 0x9e37_79b9, 0x85eb_ca6b) || 1
-  }
+function readInteger(text: string, least: number, most: number): number | undefined {
+  const value = /^\d{1,10}$/.test(text) ? Number(text) : -1
+  return value >= least && value <= most ? value : undefined
+}
 
-  get held(): number {
-    return this.count
-  }
+function readProtocol(text: string): number | undefined {
+  return Object.hasOwn(PROTOCOLS, text) ? PROTOCOLS[text] : readInteger(text, 0, 255)
+}
 
-  /** Takes the frame; appends what goes on because of it: at most two, and all that is held back. */
-  pass(frame: number, out: Batch): void {
-    const { pool, counters, faults } = this
-    const lost = this.hits(faults.loss)
-    const doubled = this.hits(faults.duplicate)
-    const delayed = this.hits(faults.reorder)
-    const flipped = this.hits(faults.corrupt)
-    const cut = this.hits(faults.truncate)
-    const where = this.throwDie()
-    const { delay } = faults
-    counters.received(1, pool.length[frame])
-    if (lost) {
-      counters.dropped(DROP.FAULT)
-      pool.free(frame)
-    } else {
-      if (doubled) this.double(frame, out)
-      if (flipped) this.flip(frame, where)
-      if (cut) this.cut(frame, where)
-      if (!delayed) out.push(frame)
-    }
-    this.overtake(out)
-    if (delayed && !lost) {
-      this.waiting[this.count] = frame
-      this.left[this.count++] = 1 + (where % delay)
-    }
-  }
-
-  /** Lets go of everything that is held back. */
-  release(out: Batch): void {
-    for (let i = 0; i < this.count; i++) out.push(this.waiting[i])
-    this.count = 0
-  }
-
-  /** Lets go of it when nothing came by for a while. */
-  releaseLate(out: Batch, now: number, passed: boolean): void {
-    if (passed) this.lastPacket = now
-    else if (this.count > 0 && now - this.lastPacket > PATIENCE_MS) this.release(out)
-  }
-
-  /** One more packet has gone by those that are held back. */
-  private overtake(out: Batch): void {
-    const { waiting, left } = this
-    let kept = 0
-    for (let i = 0; i < this.count; i++) {
-      if (--left[i] === 0) out.push(waiting[i])
-      else {
-        waiting[kept] = waiting[i]
-        left[kept++] = left[i]
-      }
-    }
-    this.count = kept
-  }
-
-  /** An undamaged copy goes ahead; without a free frame there is none. */
-  private double(frame: number, out: Batch): void {
-    const { pool, counters } = this
-    const copy = pool.alloc()
-    if (copy < 0) {
-      counters.failed()
-      return
-    }
-    const by = (copy - frame) * pool.frameSize
-    copyBytes(pool.view, pool.start[frame] + by, pool.view, pool.start[frame], pool.length[frame])
-    pool.copyMetadata(frame, copy)
-    pool.start[copy] = pool.start[frame] + by
-    pool.length[copy] = pool.length[frame]
-    pool.network[copy] = pool.network[frame] + by
-    pool.transport[copy] = pool.transport[frame] + by
-    pool.payload[copy] = pool.payload[frame] + by
-    pool.checksumStart[copy] = pool.checksumStart[frame] + by
-    pool.checksumOffset[copy] = pool.checksumOffset[frame]
-    pool.outerTransport[copy] = pool.outerTransport[frame] === 0 ? 0 : pool.outerTransport[frame] + by
-    pool.gso[copy] = pool.gso[frame]
-    pool.gsoSize[copy] = pool.gsoSize[frame]
-    pool.offload[copy] = pool.offload[frame]
-    counters.created(1)
-    counters.copied(pool.length[frame])
-    out.push(copy)
-  }
-
-  private flip(frame: number, where: number): void {
-    const { pool } = this
-    if (pool.length[frame] === 0) return
-    const bit = where % (pool.length[frame] * 8)
-    pool.bytes[pool.start[frame] + (bit >> 3)] ^= 1 << (bit & 7)
-    pool.offload[frame] &= ~OFFLOAD.CHECKSUM_VALID
-    this.counters.failed()
-  }
-
-  /** Leaves at least the Ethernet header, which every device reads. */
-  private cut(frame: number, where: number): void {
-    const { pool } = this
-    const most = pool.length[frame] - ETHERNET
-    if (most <= 0) return
-    pool.length[frame] = ETHERNET + (where % most)
-    this.counters.failed()
-  }
-
-  private hits(probability: number): boolean {
-    return this.throwDie() < probability * 0x8000_0000
-  }
-
-  /** 31 bits (Marsaglia's xorshift). */
-  private throwDie(): number {
-    let x = this.state
-    x ^= x << 13
-    x ^= x >>> 17
-    x ^= x << 5
-    this.state = x
-    return x >>> 1
-  }
+function readPrefix(text: string): Prefix | undefined {
+  const [address, length, more] = text.split('/')
+  if (more !== undefined || !(ipaddr.IPv4.isValidFourPartDecimal(address) || ipaddr.IPv6.isValid(address)))
+    return undefined
+  const bytes = ipaddr.parse(address).toByteArray()
+  const bits = length === undefined ? bytes.length * 8 : readInteger(length, 0, bytes.length * 8)
+  return bits === undefined ? undefined : { bytes, bits }
 }

@@ -2,7 +2,8 @@
 
 import fc from 'fast-check'
 import { describe, expect, test, vi } from 'vitest'
-import { type Faults, FaultyDevice, parseFaults } from '../../src/device/faults.ts'
+import { DEVICE_KINDS, describeFault, parseFaults } from '../../src/device/faults.ts'
+import { DEVICE_SETTINGS, FaultyDevice } from '../../src/device/faulty.ts'
 import { DROP } from '../../src/drop.ts'
 import { DetourError } from '../../src/errors.ts'
 import { Batch } from '../../src/memory/batch.ts'
@@ -222,15 +223,73 @@ describe('faults', () => {
   })
 })
 
+describe('delay', () => {
+  test('packets come in their order when it is time, and not before', () => {
+    vi.useFakeTimers({ toFake: ['performance'] })
+    try {
+      const f = faulty('delay=50ms')
+      f.device.give(packet(1), packet(2))
+      const batch = new Batch()
+      f.faults.transmit(batchOf(f.pool, [packet(3), packet(4)]))
+      expect([f.faults.receive(batch), f.faults.held]).toEqual([0, 4])
+      vi.advanceTimersByTime(49)
+      expect([f.faults.receive(batch), f.faults.held, f.device.sent]).toEqual([0, 4, []])
+      vi.advanceTimersByTime(1)
+      expect([f.faults.receive(batch), f.faults.held]).toEqual([2, 0])
+      expect(bytesOf(f.pool, batch).map(numberOf)).toEqual([1, 2])
+      expect(f.device.sent.map(numberOf)).toEqual([3, 4])
+      balanced(f)
+    } finally {
+      vi.useRealTimers()
+    }
+  })
+
+  test('what there is no room to delay is lost, and counted', () => {
+    const f = faulty('delay=1h', 300)
+    f.faults.transmit(batchOf(f.pool, packets(200)))
+    f.faults.transmit(batchOf(f.pool, packets(100)))
+    expect([f.faults.held, f.counters.drops(DROP.FAULT), f.device.sent.length]).toEqual([256, 44, 0])
+    f.faults.close()
+    expect(f.device.sent).toHaveLength(256)
+  })
+})
+
+test('a fault of one direction leaves the other alone', () => {
+  expect(transmitted('drop,direction=receive', 100).sent).toHaveLength(100)
+  expect(received('drop,direction=receive', 100).sent).toHaveLength(0)
+  expect(transmitted('drop,direction=transmit', 100).sent).toHaveLength(0)
+})
+
 describe('parseFaults', () => {
   test('reads percentages, fractions and numbers', () => {
-    const expected: Faults = { loss: 0.01, duplicate: 0.5, reorder: 0, corrupt: 0, truncate: 0, delay: 3, seed: 7 }
-    expect(parseFaults('loss=1%, duplicate=.5,delay=3,seed=7')).toEqual(expected)
+    const share = { seed: 7, depth: 3 }
+    expect(parseFaults('loss=1%, reorder=.5,delay=3,seed=7')).toEqual({
+      seed: 7,
+      faults: [
+        { id: 0, kind: 'drop', share: 0.01, seed: 7 },
+        { id: 1, kind: 'reorder', share: 0.5, ...share },
+      ],
+    })
+  })
+
+  test('reads what is for a gateway, and writes it', () => {
+    const { faults } = parseFaults(
+      'mtu=1400,larger=truncate,direction=receive,at=5s,for=1.5m,cidr=2001:db8::/32,port=80,protocol=tcp,seed=9',
+    )
+    expect(faults).toEqual([
+      {
+        ...{ id: 0, kind: 'mtu', share: 1, bytes: 1400, larger: 'truncate', direction: 'receive', seed: 9 },
+        ...{ at: 5000, for: 90_000, port: 80, protocol: 6 },
+        cidr: { bytes: [0x20, 0x01, 0x0d, 0xb8, ...Array(12).fill(0)], bits: 32 },
+      },
+    ])
+    const written = describeFault(faults[0])
+    expect(parseFaults(`${written},seed=9`).faults).toEqual(faults)
+    expect(describeFault(parseFaults('delay=2s,share=0.125').faults[0])).toBe('delay=2000ms,share=12.5%')
   })
 
   test.each([
     '',
-    'loss',
     'loss=',
     'loss=2',
     'loss=101%',
@@ -239,11 +298,39 @@ describe('parseFaults', () => {
     'delay=0',
     'delay=65',
     'delay=1.5',
+    'delay',
+    'seed',
     'seed=1%',
     'loss=1%,,',
     'seed=99999999999',
+    'mtu',
+    'mtu=67',
+    'mtu=1400,larger=fragment',
+    'drop,larger=drop',
+    'drop,bytes=100',
+    'drop,time=1s',
+    'drop,for=soon',
+    'drop,for=25h',
+    'drop,port=http',
+    'drop,protocol=gre',
+    'drop,cidr=10.0.0.0/33',
+    'drop,cidr=10.0.0',
+    'drop,cidr=1.2.3.4/8/9',
+    'exit,share=10%',
+    'hang=10%',
+    'kill,port=80',
+    'drop=1%,constructor',
+    'toString=1',
+    'drop,drop,'.repeat(20).slice(0, -1),
   ])('refuses %j and says what is allowed', text => {
     expect(() => parseFaults(text)).toThrow(DetourError)
     expect(() => parseFaults(text)).toThrow(/^fault '.*': .+/)
+  })
+
+  test('a device knows no tunnels', () => {
+    const parse = (text: string) => parseFaults(text, DEVICE_KINDS, DEVICE_SETTINGS)
+    expect(parse('delay=5ms').faults).toMatchObject([{ kind: 'delay', time: 5 }])
+    for (const text of ['drop-options', 'swap-ports=5%', 'mtu=1400', 'exit', 'loss,port=80', 'loss,at=5s'])
+      expect(() => parse(text)).toThrow(/allowed are drop, duplicate, reorder, delay, corrupt, truncate, share/)
   })
 })
