@@ -8,9 +8,11 @@ import type { Batch } from '../memory/batch.ts'
 import type { StageCounters } from '../memory/counters.ts'
 import { GSO, OFFLOAD, type Pool } from '../memory/pool.ts'
 import type { Profile } from '../pipeline/profile.ts'
+import { partialChecksum } from '../pipeline/segment.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import * as checksum from '../wire/checksum.ts'
 import * as ethernet from '../wire/ethernet.ts'
+import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
@@ -51,7 +53,8 @@ export class Turn {
 
   private turn(frame: number): void {
     const { pool } = this
-    const { ttl } = this.tunnel
+    const { ttl, returnsOptions } = this.tunnel
+    if (returnsOptions === false) this.dropOptions(frame)
     const b = pool.bytes
     const start = pool.start[frame]
     const transport = pool.outerTransport[frame]
@@ -70,6 +73,34 @@ export class Turn {
       ipv6.setTrafficClass(b, ip, (ipv6.trafficClass(b, ip) & ~3) | ecn)
       ipv6.setHopLimit(b, ip, ttl)
     }
+  }
+
+  /** Makes the outer headers those of a packet without options: they move up to where the base header's end was. */
+  private dropOptions(frame: number): void {
+    const { pool } = this
+    const b = pool.bytes
+    const tunnel = pool.outerTransport[frame] + udp.HEADER
+    const bytes = geneve.optionsLength(b, tunnel)
+    if (bytes === 0) return
+    const start = pool.start[frame]
+    const partial = isPartial(pool, frame, tunnel - udp.HEADER)
+    b.copyWithin(start + bytes, start, tunnel + geneve.HEADER)
+    const transport = tunnel - udp.HEADER + bytes
+    const ip = vlan.payloadAt(b, start + bytes, transport)
+    pool.start[frame] += bytes
+    pool.length[frame] -= bytes
+    pool.outerTransport[frame] = transport
+    b[transport + udp.HEADER] = 0
+    b[transport + udp.HEADER + 1] = 0
+    udp.setLength(b, transport, udp.length(b, transport) - bytes)
+    if (b[ip] >> 4 === 4) {
+      ipv4.setTotalLength(b, ip, ipv4.totalLength(b, ip) - bytes)
+      ipv4.updateChecksum(b, ip)
+    } else ipv6.setPayloadLength(b, ip, ipv6.payloadLength(b, ip) - bytes)
+    if (!partial) {
+      if (udp.checksum(b, transport) !== 0) udp.updateChecksum(b, ip, transport)
+    } else if ((pool.offload[frame] & OFFLOAD.NEEDS_CHECKSUM) !== 0 && pool.checksumStart[frame] === transport - bytes)
+      partialChecksum(pool, frame, ip, transport)
   }
 
   private isOwn(b: Uint8Array, at: number, size: number): boolean {

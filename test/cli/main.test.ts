@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { detour } from './run.ts'
 
-const COMMANDS = ['lab', 'gateway', 'policy', 'replay', 'encap', 'decap', 'show', 'trace']
+const COMMANDS = ['lab', 'gateway', 'profiles', 'policy', 'replay', 'encap', 'decap', 'show', 'trace']
 
 describe('help', () => {
   test('names every command and shows examples', async () => {
@@ -48,6 +48,7 @@ describe('wrong usage exits with 2 and shows the usage line', () => {
     [['trace', '--count', '0'], 'Allowed: 1 to 1000000.'],
     [['trace', '--filter', 'verdict=alow'], 'alow is no verdict'],
     [['trace', '--filter', 'porte=1'], 'did you mean "port"?'],
+    [['gateway', '--listen', '127.0.0.1', '--vni', '16777216'], 'Allowed: 0 to 16777215.'],
     [['lab', '--run', 'My Lab'], 'allowed: one to twelve lower-case letters and digits'],
     [['gateway', '--listen', '127.0.0.1', '--offload', 'plain'], '--offload plain: only with --interface'],
     [['gateway', '--listen', '127.0.0.1', '--attach', 'tcx'], '--attach tcx: only with --interface'],
