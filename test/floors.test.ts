@@ -19,6 +19,7 @@ const FLOOR: Record<string, number> = {
   node: 6,
   gateway: 6,
   cni: 6,
+  conform: 6,
   lab: 6,
   cli: 7,
 }

@@ -1,0 +1,65 @@
+// A case: what is sent, what must come back, and where that is written.
+
+import type { Parts } from './answer.ts'
+import type { Maker, Probe } from './probe.ts'
+import type { ConformProfile } from './profile.ts'
+
+/** What is known of the target and of the way to it. */
+export interface Target {
+  profile: ConformProfile
+  vnis: readonly number[]
+  /** IP version of the underlay. */
+  family: 4 | 6
+  /** The tunnel's port at our address is ours; not so when the target has the same address. */
+  ownsPort: boolean
+  /** Minutes of silence are allowed. */
+  slow: boolean
+  healthPort?: number
+  killCommand?: string
+}
+
+interface Described {
+  readonly name: string
+  /** Where it is written. */
+  readonly section: string
+  /** What must happen, in a sentence. */
+  readonly expected: string
+  /** Why it cannot be asked of this target; undefined when it can. */
+  readonly without?: (target: Target) => string | undefined
+}
+
+/** A case of packets. */
+export interface PacketCase extends Described {
+  /** The packets, in order. */
+  readonly sends: (make: Maker) => Probe[]
+  /** All are sent before the first answer is waited for. */
+  readonly burst?: boolean
+  /** Says what is wrong with the answer to one probe. */
+  readonly judge?: (probe: Probe, answer: Parts) => string | undefined
+  /** Says what is wrong with all answers together: probes in the order in which answers to them came. */
+  readonly judgeAll?: (probes: readonly Probe[], answered: readonly Probe[]) => string | undefined
+}
+
+/** A case beside the tunnel. */
+export interface OtherCase extends Described {
+  /** What is sent, in words. */
+  readonly sent: string
+  /** Says what is wrong. */
+  readonly run: (hands: Hands) => Promise<string | undefined>
+}
+
+/** What a case beside the tunnel has to work with. */
+export interface Hands {
+  target: Target
+  host: string
+  timeoutMs: number
+  /** True when the tunnel answers. */
+  alive(): Promise<boolean>
+  sleep(ms: number): Promise<void>
+}
+
+export type Case = PacketCase | OtherCase
+
+/** Applies to GENEVE only, or to VXLAN only. */
+export const onlyGeneve = ({ profile }: Target) => (profile.kind === 'geneve' ? undefined : 'not GENEVE')
+export const onlyVxlan = ({ profile }: Target) => (profile.kind === 'vxlan' ? undefined : 'not VXLAN')

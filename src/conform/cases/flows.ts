@@ -1,0 +1,116 @@
+// Cases about flows: metadata of each, order, and what a load balancer's stickiness takes for granted.
+
+import type { PacketCase } from '../case.ts'
+import { udpPacket } from '../inner.ts'
+import { identityUnchanged, innerUnchanged } from '../judges.ts'
+import type { Probe } from '../probe.ts'
+import { connection } from './inner.ts'
+
+const AWS_FLOWS = 'AWS, "Gateway Load Balancer: appliance integration" (flow cookie)'
+const MANY = 500
+const IN_ORDER = 48
+
+/** Positions of probes. */
+const numbers = (probes: readonly Probe[], answered: readonly Probe[]) => answered.map(probe => probes.indexOf(probe))
+
+export const FLOW_CASES: readonly PacketCase[] = [
+  {
+    name: 'answers',
+    section: 'RFC 8926 section 4.1, RFC 7348 section 4',
+    expected: 'a plain UDP packet is answered',
+    sends: make => [make.plain()],
+  },
+  {
+    name: 'flow-identity',
+    section: AWS_FLOWS,
+    expected: 'each of many flows gets its own metadata back, from both ends',
+    sends: make =>
+      Array.from({ length: 64 }, () => make.flow()).flatMap(flow => {
+        const vni = make.vnis[flow.number % make.vnis.length]
+        return [make.plain(flow, { vni }), make.plain(flow, { vni, reply: true })]
+      }),
+    judge: identityUnchanged,
+  },
+  {
+    name: 'flow-other-source',
+    section: 'RFC 8926 section 3.3 (the source port carries entropy only)',
+    expected: 'a flow that comes from another outer source port is served as before',
+    sends: make => {
+      const flow = make.flow()
+      return [0, 1, 0].map(source => make.plain(flow, { source: source as 0 | 1 }))
+    },
+    judge: innerUnchanged,
+  },
+  {
+    name: 'flow-many',
+    section: 'AWS, "Gateway Load Balancers: considerations"',
+    expected: `all of ${MANY} flows are answered`,
+    sends: make => Array.from({ length: MANY }, () => make.plain()),
+  },
+  {
+    name: 'flow-order',
+    section: 'RFC 4448 section 4.6, RFC 2983 section 4.1',
+    expected: 'the packets of a flow come back in order',
+    burst: true,
+    sends: make => {
+      const flow = make.flow()
+      return Array.from({ length: IN_ORDER }, () => make.plain(flow, { fate: 'either' }))
+    },
+    judgeAll: (probes, answered) => {
+      const order = [...new Set(numbers(probes, answered))]
+      const late = order.findIndex((number, i) => i > 0 && number < order[i - 1])
+      return late < 0 ? undefined : `packet ${order[late] + 1} of the flow came after packet ${order[late - 1] + 1}`
+    },
+  },
+  {
+    name: 'flow-once',
+    section: 'RFC 1122 section 3.2.1.5',
+    expected: 'each packet comes back once',
+    burst: true,
+    sends: make => {
+      const flow = make.flow()
+      return Array.from({ length: IN_ORDER }, () => make.plain(flow, { fate: 'either' }))
+    },
+    judgeAll: (probes, answered) => {
+      const twice = numbers(probes, answered).find((number, i, all) => all.indexOf(number) !== i)
+      return twice === undefined ? undefined : `packet ${twice + 1} of the flow came back more than once`
+    },
+  },
+]
+
+const AWS_IDLE = 'AWS, "Gateway Load Balancers: idle timeout"'
+const slowOnly = (protocol: string, profile: string, slow: boolean) =>
+  profile !== 'aws-gwlb'
+    ? 'the profile names no idle timeout'
+    : slow
+      ? undefined
+      : `takes minutes of silence (${protocol}): --slow asks for it`
+
+/** Seconds of silence: a little less than the load balancer's own timeouts. */
+const IDLE = { TCP: 340, OTHERS: 110 }
+
+export const IDLE_CASES: readonly PacketCase[] = [
+  {
+    name: 'idle-udp',
+    section: AWS_IDLE,
+    expected: `a UDP flow is still served after ${IDLE.OTHERS} s of silence (the load balancer keeps it for 120 s)`,
+    without: ({ profile, slow }) => slowOnly('UDP', profile.name, slow),
+    sends: make => {
+      const flow = make.flow()
+      return [0, IDLE.OTHERS].map(pauseSeconds => make.probe(flow, udpPacket(flow, make.data()), { pauseSeconds }))
+    },
+    judge: identityUnchanged,
+  },
+  {
+    name: 'idle-tcp',
+    section: AWS_IDLE,
+    expected: `a TCP connection is still served after ${IDLE.TCP} s of silence (the load balancer keeps it for 350 s)`,
+    without: ({ profile, slow }) => slowOnly('TCP', profile.name, slow),
+    sends: make => {
+      const probes = connection(make, 4)
+      probes[3].pauseSeconds = IDLE.TCP
+      return probes
+    },
+    judge: identityUnchanged,
+  },
+]

@@ -1,0 +1,142 @@
+// Cases about the outer headers: ports, checksum, TTL, DSCP, and ECN by RFC 6040.
+
+import type { PacketCase } from '../case.ts'
+import { udpPacket } from '../inner.ts'
+import { innerEcnIs, outerEcnShowsInner } from '../judges.ts'
+import type { Fate, Maker } from '../probe.ts'
+
+const NOT_ECT = 0
+const ECT1 = 1
+const ECT0 = 2
+const CE = 3
+const EF = 46
+
+/** Hops that a path has at most, of the 64 that a packet should start with. */
+const HOPS = 32
+
+function ecn(make: Maker, inner: number, outer: number, fate: Fate = 'back') {
+  const flow = make.flow()
+  return make.probe(flow, udpPacket(flow, make.data(), { tos: inner }), { tos: outer, fate })
+}
+
+const OWN_PORT = 'the target is at an address of ours, so its port cannot be ours as well'
+
+export const OUTER_CASES: readonly PacketCase[] = [
+  {
+    name: 'outer-port',
+    section: 'RFC 8926 section 3.3, RFC 7348 section 5',
+    expected: "answers go to the tunnel's port, not back to the source port",
+    without: ({ ownsPort }) => (ownsPort ? undefined : OWN_PORT),
+    sends: make => [make.plain()],
+    judge: ({ packet }, { destinationPort }) => {
+      const port = portsOf(packet)[1]
+      return destinationPort === port ? undefined : `it came to port ${destinationPort} instead of ${port}`
+    },
+  },
+  {
+    name: 'outer-ports-kept',
+    section: 'AWS, "Gateway Load Balancer: appliance integration"',
+    expected: 'the answer has both UDP ports as they were sent: only the addresses change places',
+    without: ({ profile, ownsPort }) =>
+      profile.ports !== 'kept' ? 'the profile does not ask for it' : ownsPort ? undefined : OWN_PORT,
+    sends: make => [make.plain(), make.plain(make.flow(), { source: 1 })],
+    judge: ({ packet }, { sourcePort, destinationPort }) => {
+      const [source, destination] = portsOf(packet)
+      if (destinationPort === destination && sourcePort === source) return undefined
+      return `sent from port ${source} to ${destination}, it came back from ${sourcePort} to ${destinationPort}`
+    },
+  },
+  {
+    name: 'outer-address',
+    section: 'RFC 8926 section 4.1, RFC 7348 section 5',
+    expected: 'answers come from the address that was asked',
+    sends: make => [make.plain()],
+    judge: ({ packet }, { source }) => {
+      const asked = packet.length > 0 && packet[0] >> 4 === 4 ? packet.subarray(16, 20) : packet.subarray(24, 40)
+      return Buffer.compare(asked, source) === 0 ? undefined : 'it came from another address'
+    },
+  },
+  {
+    name: 'outer-checksum-zero',
+    section: 'RFC 8926 section 4.3, RFC 7348 section 5',
+    expected: 'a packet without an outer UDP checksum is accepted',
+    without: ({ family }) => (family === 4 ? undefined : 'over IPv6 only for peers that are configured so (RFC 6935)'),
+    sends: make => [make.plain(make.flow(), { checksum: 'zero' })],
+  },
+  {
+    name: 'outer-checksum-right',
+    section: 'RFC 8926 section 4.3, RFC 7348 section 5',
+    expected: 'a packet with a right outer UDP checksum is accepted',
+    sends: make => [make.plain(make.flow(), { checksum: 'right' })],
+  },
+  {
+    name: 'outer-checksum-wrong-dropped',
+    section: 'RFC 8926 section 4.3, RFC 7348 section 5',
+    expected: 'a packet with a wrong outer UDP checksum is dropped',
+    sends: make => [make.plain(make.flow(), { checksum: 'wrong', fate: 'nothing' })],
+  },
+  {
+    name: 'outer-ttl',
+    section: 'RFC 1122 section 3.2.1.7, RFC 8200 section 3',
+    expected: `answers start with a TTL that reaches anywhere (64): at least ${HOPS} are left here`,
+    sends: make => [make.plain()],
+    judge: (_, { ttl }) => (ttl >= HOPS ? undefined : `the answer's TTL is ${ttl}`),
+  },
+  {
+    name: 'outer-dscp',
+    section: 'RFC 8926 section 4.4, RFC 2983 section 4.1',
+    expected: 'the DSCP of the inner packet, which is the outer one as well, is that of the answer',
+    sends: make => {
+      const flow = make.flow()
+      return [make.probe(flow, udpPacket(flow, make.data(), { tos: EF << 2 }), { tos: EF << 2 })]
+    },
+    judge: (_, { tos }) => (tos >> 2 === EF ? undefined : `sent as ${EF}, the DSCP of the answer is ${tos >> 2}`),
+  },
+  {
+    name: 'ecn-outer',
+    section: 'RFC 6040 section 4.1',
+    expected: 'the outer ECN field of an answer shows the inner one',
+    sends: make => [ecn(make, ECT0, ECT0), ecn(make, NOT_ECT, NOT_ECT), ecn(make, CE, CE)],
+    judge: outerEcnShowsInner,
+  },
+  {
+    name: 'ecn-congestion-dropped',
+    section: 'RFC 6040 section 4.2',
+    expected: 'CE outside a packet that is Not-ECT: it is dropped, because nobody could be told',
+    sends: make => [ecn(make, NOT_ECT, CE, 'nothing')],
+  },
+  {
+    name: 'ecn-congestion-shown',
+    section: 'RFC 6040 section 4.2',
+    expected: 'CE outside a packet that is ECT(0) or ECT(1): it is CE inside afterwards',
+    sends: make => [ecn(make, ECT0, CE), ecn(make, ECT1, CE)],
+    judge: innerEcnIs(CE),
+  },
+  {
+    name: 'ecn-congestion-kept',
+    section: 'RFC 6040 section 4.2',
+    expected: 'CE inside stays, whatever is outside',
+    sends: make => [NOT_ECT, ECT0, ECT1, CE].map(outer => ecn(make, CE, outer)),
+    judge: innerEcnIs(CE),
+  },
+  {
+    name: 'ecn-ect1-shown',
+    section: 'RFC 6040 section 4.2',
+    expected: 'ECT(1) outside ECT(0): it is ECT(1) inside afterwards',
+    sends: make => [ecn(make, ECT0, ECT1)],
+    judge: innerEcnIs(ECT1),
+  },
+  {
+    name: 'ecn-not-ect-kept',
+    section: 'RFC 6040 section 4.2',
+    expected: 'ECT outside a packet that is Not-ECT: it stays Not-ECT and is not dropped',
+    sends: make => [ecn(make, NOT_ECT, ECT0), ecn(make, NOT_ECT, ECT1)],
+    judge: innerEcnIs(NOT_ECT),
+  },
+]
+
+/** Source and destination port of an outer packet of ours. */
+function portsOf(packet: Uint8Array): [number, number] {
+  const at = packet[0] >> 4 === 4 ? 20 : 40
+  return [(packet[at] << 8) | packet[at + 1], (packet[at + 2] << 8) | packet[at + 3]]
+}
