@@ -251,6 +251,74 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     expect((await stop()).received).toBeGreaterThanOrEqual(5)
   })
 
+  describe('a pod that sends from addresses that are not its own', () => {
+    const STRANGER = '10.91.0.77'
+    const SEND = `import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 0))
+try: s.sendto(b'x', (sys.argv[2], 9000))
+except OSError: pass`
+    /** What the gate does with a datagram from an address, the worker being dead and the mode open. */
+    const fateOf = async (address: string) => {
+      const before = attachment!.failCounters()
+      await runIn(wired.pod, '/usr/bin/python3', '-c', SEND, address, HOST4)
+      const { passed, spoofedAddress } = attachment!.failCounters()
+      return { passed: passed - before.passed, spoofed: spoofedAddress - before.spoofedAddress }
+    }
+    const dead = async (options: Partial<AttachOptions>) => {
+      const { kill } = await forward(take({ failMode: 'open', ...options }))
+      const out = outward()
+      expect(out.send()).toBe(true)
+      await kill()
+      until(() => out.send(5))
+    }
+    const [PASSES, SPOOFS] = [
+      { passed: 1, spoofed: 0 },
+      { passed: 0, spoofed: 1 },
+    ]
+    const onEth0 = (verb: string) => runIn(wired.pod, 'ip', 'address', verb, `${STRANGER}/32`, 'dev', 'eth0')
+
+    it('is stopped by the gate, also while it fails open; an address of the interface becomes its own', async () => {
+      await dead({})
+      expect(await fateOf(POD4)).toEqual(PASSES)
+      await onEth0('add')
+      try {
+        expect(await fateOf(STRANGER)).toEqual(SPOOFS)
+        attachment!.update([...attachment!.addresses, STRANGER], 1500)
+        expect(await fateOf(STRANGER)).toEqual(PASSES)
+      } finally {
+        await onEth0('del')
+      }
+    })
+
+    it('gains nothing by giving itself one where a CNI result says what is its own', async () => {
+      await onEth0('add')
+      try {
+        await dead({ networks: [`${POD4}/24`] })
+        attachment!.update([...attachment!.addresses], 1500)
+        expect(await fateOf(STRANGER)).toEqual(SPOOFS)
+        expect(await fateOf(POD4)).toEqual(PASSES)
+      } finally {
+        await onEth0('del')
+      }
+    })
+
+    for (const [how, options] of [
+      ['by prefix', { alsoFrom: ['10.91.0.64/26'] }],
+      ['altogether', { antiSpoofing: false }],
+    ] as const) {
+      it(`may where it is told so, ${how}`, async () => {
+        await onEth0('add')
+        try {
+          await dead({ networks: [`${POD4}/24`], ...options })
+          expect(await fateOf(STRANGER)).toEqual(PASSES)
+        } finally {
+          await onEth0('del')
+        }
+      })
+    }
+  })
+
   it('refuses what it cannot do in words that help', () => {
     const attempt = (options: Partial<AttachOptions>) => () => take(options)
     expect(attempt({ namespace: 'dtc-not-there' })).toThrow(/\/run\/netns\/dtc-not-there does not exist/)
