@@ -1,15 +1,13 @@
 // The pool of endpoints of a node: which number each has, the way to it, whether it is up, and what people are told of it. Workers
 // read all of it from shared memory. Main thread only.
 
-import { createHash } from 'node:crypto'
 import { setTimeout } from 'node:timers/promises'
 import ipaddr from 'ipaddr.js'
 import { type Config, configuredEndpoints, type EndpointConfig } from '../control/config.ts'
 import type { EndpointRow } from '../control/source.ts'
 import { addressBytes, tunnelConfig } from '../control/tunnel.ts'
 import { DetourError } from '../errors.ts'
-import type { Seed } from '../flow/hash.ts'
-import { type EndpointRules, EndpointTable, MAX_ENDPOINTS, SEGMENT_SIZE } from '../memory/endpoints.ts'
+import { EndpointTable, MAX_ENDPOINTS } from '../memory/endpoints.ts'
 import { createHealth, type EndpointHealth, readHealth, resetHealth } from '../memory/health.ts'
 import { monotonicMs } from '../os/clock.ts'
 import type { Link } from '../os/rtnetlink.ts'
@@ -17,6 +15,7 @@ import type { EndpointsHandle } from '../pipeline/endpoints.ts'
 import type { ProbeOptions } from '../pipeline/probe.ts'
 import { innerMtu, type TunnelConfig } from '../pipeline/tunnel.ts'
 import type { Alarms } from './alarm.ts'
+import { probeOf, rulesOf, seedOf } from './endpoint-settings.ts'
 import { latencyOf } from './health.ts'
 import { HealthChecks } from './health-checks.ts'
 import { PathMtus } from './path-mtu.ts'
@@ -303,19 +302,3 @@ export function tunnelOf(config: Config): TunnelConfig {
 const nameOf = ({ config, address }: Member) => config.name ?? address
 
 const label = ({ config, address }: Member) => (config.name === undefined ? address : `${config.name} (${address})`)
-
-function probeOf({ health }: Config): ProbeOptions {
-  const { probe, rise, fall, holdDownSeconds } = health
-  return { ...probe, rise, fall, holdDownMs: holdDownSeconds * 1000 }
-}
-
-function rulesOf({ rebalance, mssClamp }: Config): EndpointRules {
-  const segmentSize = mssClamp === 'auto' ? SEGMENT_SIZE.FITTING : mssClamp === 'none' ? SEGMENT_SIZE.ANY : mssClamp
-  return { moves: rebalance === 'onFailure', segmentSize }
-}
-
-/** Nodes with the same text choose alike; it need not be secret, unless senders must not know where their flows go. */
-function seedOf({ endpointSeed }: Config): Seed {
-  const digest = createHash('sha256').update(endpointSeed).digest()
-  return Int32Array.of(digest.readInt32LE(0), digest.readInt32LE(4))
-}
