@@ -263,7 +263,8 @@ except OSError: pass`
       const before = attachment!.failCounters()
       await runIn(wired.pod, '/usr/bin/python3', '-c', SEND, address, HOST4)
       const { passed, spoofedAddress } = attachment!.failCounters()
-      return { passed: passed - before.passed, spoofed: spoofedAddress - before.spoofedAddress }
+      // The kernel's own chatter may pass meanwhile.
+      return spoofedAddress > before.spoofedAddress ? 'spoofed' : passed > before.passed ? 'passed' : 'lost'
     }
     const dead = async (options: Partial<AttachOptions>) => {
       const { kill } = await forward(take({ failMode: 'open', ...options }))
@@ -272,20 +273,16 @@ except OSError: pass`
       await kill()
       until(() => out.send(5))
     }
-    const [PASSES, SPOOFS] = [
-      { passed: 1, spoofed: 0 },
-      { passed: 0, spoofed: 1 },
-    ]
     const onEth0 = (verb: string) => runIn(wired.pod, 'ip', 'address', verb, `${STRANGER}/32`, 'dev', 'eth0')
 
     it('is stopped by the gate, also while it fails open; an address of the interface becomes its own', async () => {
       await dead({})
-      expect(await fateOf(POD4)).toEqual(PASSES)
+      expect(await fateOf(POD4)).toBe('passed')
       await onEth0('add')
       try {
-        expect(await fateOf(STRANGER)).toEqual(SPOOFS)
+        expect(await fateOf(STRANGER)).toBe('spoofed')
         attachment!.update([...attachment!.addresses, STRANGER], 1500)
-        expect(await fateOf(STRANGER)).toEqual(PASSES)
+        expect(await fateOf(STRANGER)).toBe('passed')
       } finally {
         await onEth0('del')
       }
@@ -296,8 +293,8 @@ except OSError: pass`
       try {
         await dead({ networks: [`${POD4}/24`] })
         attachment!.update([...attachment!.addresses], 1500)
-        expect(await fateOf(STRANGER)).toEqual(SPOOFS)
-        expect(await fateOf(POD4)).toEqual(PASSES)
+        expect(await fateOf(STRANGER)).toBe('spoofed')
+        expect(await fateOf(POD4)).toBe('passed')
       } finally {
         await onEth0('del')
       }
@@ -311,7 +308,7 @@ except OSError: pass`
         await onEth0('add')
         try {
           await dead({ networks: [`${POD4}/24`], ...options })
-          expect(await fateOf(STRANGER)).toEqual(PASSES)
+          expect(await fateOf(STRANGER)).toBe('passed')
         } finally {
           await onEth0('del')
         }
