@@ -276,6 +276,7 @@ class RunningPair implements Pair {
     this.predecessor = predecessor
     if (this.stopping !== undefined) predecessor.stop(this.stopping)
     const heir = await this.prepare(predecessor)
+    if (heir !== undefined) this.log('stands by')
     const watching = setInterval(this.look(predecessor, heir?.node), LOOK_MS)
     const why = await predecessor.ended.finally(() => {
       clearInterval(watching)

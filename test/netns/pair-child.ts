@@ -34,7 +34,9 @@ const pair = await runPair({
   },
   async startPartner() {
     const args = [...process.execArgv, process.argv[1], JSON.stringify({ ...input, partner: true })]
-    return spawn(process.execPath, args, { stdio: 'inherit' }).pid as number
+    const partner = spawn(process.execPath, args, { stdio: 'inherit' })
+    partner.unref()
+    return partner.pid as number
   },
 })
 process.on('SIGTERM', () => void pair.stop('leave')).on('SIGINT', () => void pair.stop('detach'))
