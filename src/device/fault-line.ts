@@ -145,6 +145,16 @@ export class FaultLine {
     this.delays = 0
   }
 
+  /** Drops everything that is held back. */
+  discard(): void {
+    const { pool, counters } = this
+    counters.dropped(DROP.STOPPED, this.held)
+    for (let i = 0; i < this.waits; i++) pool.free(this.waiting[i])
+    for (let i = 0; i < this.delays; i++) pool.free(this.delayed[i])
+    this.waits = 0
+    this.delays = 0
+  }
+
   /** Hands on what has been let go. */
   flush(): void {
     if (this.out.length > 0) this.next(this.out)

@@ -113,8 +113,7 @@ export class FaultyDevice implements Device {
     const { pool, ready, inward, outward } = this
     outward.release()
     outward.flush()
-    inward.release()
-    inward.flush()
+    inward.discard()
     this.counters.dropped(DROP.STOPPED, ready.length - this.given)
     while (this.given < ready.length) pool.free(ready.frames[this.given++])
     this.device.close()
