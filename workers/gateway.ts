@@ -1,9 +1,9 @@
 // A gateway's worker: builds its device and its leg from plain data and runs the loop until told to stop.
 
 import { parentPort, workerData } from 'node:worker_threads'
-import { stopRequested } from '../src/control/spawn.ts'
+import { serve } from '../src/control/spawn.ts'
 import { Devices } from '../src/device/open.ts'
-import { Engine, type GatewayInput, type GatewayResult } from '../src/gateway/engine.ts'
+import { Engine, type GatewayInput, type GatewayRequest, type GatewayResult } from '../src/gateway/engine.ts'
 import { Counters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { nameThread } from '../src/os/thread.ts'
@@ -28,13 +28,21 @@ const loop = new Loop(
   () => {
     engine.tick()
     counters.publish()
-    return !stopRequested(input.port)
+    return !serve(input.port, answer)
   },
   TICK_MS,
   DEFAULT_POLLING,
 )
 loop.add(engine.leg)
 for (const leg of engine.strayLegs) loop.add(leg)
+
+let faulty = false
+function answer(request: unknown): void {
+  const { faults } = request as GatewayRequest
+  if (!faulty) loop.add(engine.faultStage.leg)
+  faulty = true
+  engine.faultStage.set(faults)
+}
 
 parentPort?.postMessage(counters.share())
 try {
@@ -44,7 +52,6 @@ try {
   devices.close()
   counters.publish()
 }
-const { lostLines } = engine
-const faults = devices.faults.map(fault => fault.message)
-if (lostLines > 0) faults.push(`verdict log: ${lostLines} lines could not be written`)
-parentPort?.postMessage({ faults } satisfies GatewayResult)
+parentPort?.postMessage({
+  faults: [...devices.faults.map(fault => fault.message), ...engine.faults],
+} satisfies GatewayResult)

@@ -9,7 +9,7 @@ import { type ControlServer, dropRows, serveControl, stageRows } from '../contro
 import { DetourError } from '../errors.ts'
 import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
 import { PROFILE_NAMES, type ProfileName } from '../pipeline/profile.ts'
-import { addPolicyFlags, type PolicyFlags, parseWorkerCount, policyOf, settingOption } from './options.ts'
+import { addPolicyFlags, type PolicyFlags, parseWorkerCount, policyOf, settingOption, signaturesOf } from './options.ts'
 import { painter } from './table.ts'
 import { VIEWS } from './views.ts'
 
@@ -89,12 +89,14 @@ Examples:
 async function run(options: Options, command: Command): Promise<void> {
   if (options.interface === undefined) refuseRungs(options, command)
   const policy = policyOf(options)
+  const signatures = signaturesOf(options)
   const logFd = options.log === undefined ? undefined : openLog(options.log)
+  const eveFd = options.eve === undefined ? undefined : openLog(options.eve)
   // With verdicts on standard output, what is for people goes beside it.
-  const say = options.json || logFd !== STDOUT ? process.stdout : process.stderr
+  const say = options.json || (logFd !== STDOUT && eveFd !== STDOUT) ? process.stdout : process.stderr
   // Heard from here on, so that a signal never leaves an interface half changed.
   const stopped = stopSignal()
-  const gateway = await startGateway({ ...startOptions(options), policy, logFd })
+  const gateway = await startGateway({ ...startOptions(options), policy, logFd, signatures, eveFd })
   let control: ControlServer | undefined
   try {
     control = await serveControl(gateway.source, { path: options.control })
@@ -111,12 +113,12 @@ async function run(options: Options, command: Command): Promise<void> {
     const faults = await gateway.stop()
     for (const fault of faults) process.stderr.write(`detour: ${fault}\n`)
     if (faults.length > 0) process.exitCode = 1
-    if (logFd !== undefined && logFd !== STDOUT) closeSync(logFd)
+    for (const fd of [logFd, eveFd]) if (fd !== undefined && fd !== STDOUT) closeSync(fd)
   }
   say.write(`${summary(gateway, options.json === true)}\n`)
 }
 
-function startOptions(options: Options): Omit<GatewayOptions, 'policy'> {
+function startOptions(options: Options): Omit<GatewayOptions, 'policy' | 'signatures'> {
   const { listen, profile, namespace, write, strictReserved = false, zeroChecksum6 = false } = options
   return {
     ...listen,

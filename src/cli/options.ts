@@ -12,6 +12,8 @@ import { DENIALS, type Denial, type Policy } from '../gateway/judge.ts'
 import { inventoryOf } from '../gateway/policy/inventory.ts'
 import { policiesOf, readManifests } from '../gateway/policy/policies.ts'
 import { ALLOW_ALL, readRules } from '../gateway/rules.ts'
+import type { Signature } from '../gateway/suricata/model.ts'
+import { readRuleFiles, readVariables, UNSUPPORTED } from '../gateway/suricata/parse.ts'
 import type { ReplayOptions } from '../lab/replay.ts'
 import { MAX_WORKERS } from '../os/limits.ts'
 import { PROFILE_NAMES, profileNamed } from '../pipeline/profile.ts'
@@ -132,7 +134,7 @@ export function wrappersOf({ pcap, trace, fault }: WrapperFlags): ReplayOptions[
 }
 
 /** Flags that say what a gateway decides by. */
-export interface PolicyFlags {
+export interface PolicyFlags extends SignatureFlags {
   policy?: string
   inventory?: string
   denyWith: Denial
@@ -148,6 +150,52 @@ export function addPolicyFlags(command: Command): Command {
         .choices(DENIALS)
         .default('reset'),
     )
+    .option('--rules <FILE>', "threat signatures in Suricata's rule language (repeatable)", collect, [])
+    .option('--rule-vars <FILE>', 'variables of rules: vars of a YAML file as suricata.yaml has them')
+    .option('--rule-var <NAME=VALUE>', 'a variable of rules, such as HOME_NET=[10.0.0.0/8] (repeatable)', collect, [])
+    .addOption(
+      new Option('--unsupported <HOW>', 'rules with keywords that are not supported')
+        .choices(UNSUPPORTED)
+        .default('skip'),
+    )
+    .option('--eve <FILE>', "alerts of rules, as Suricata's EVE JSON; - for standard output")
+}
+
+function collect(word: string, before: string[]): string[] {
+  return [...before, word]
+}
+
+/** Flags about threat signatures. */
+export interface SignatureFlags {
+  rules?: string[]
+  ruleVars?: string
+  ruleVar?: string[]
+  unsupported?: (typeof UNSUPPORTED)[number]
+  eve?: string
+}
+
+/** Reads the rules that the flags name and says on standard error which were left out; undefined where there are none. Throws DetourError. */
+export function signaturesOf({
+  rules = [],
+  ruleVars,
+  ruleVar = [],
+  unsupported = 'skip',
+  eve,
+}: SignatureFlags): Signature[] | undefined {
+  if (rules.length === 0) {
+    if (eve !== undefined) throw new DetourError('usage', '--eve is of use only to rules; name them with --rules')
+    return undefined
+  }
+  const variables = ruleVars === undefined ? {} : readVariables(ruleVars)
+  for (const one of ruleVar) {
+    const [, name, value] = /^(\w+)=(.+)$/s.exec(one) ?? []
+    if (name === undefined)
+      throw new DetourError('usage', `--rule-var '${one}': give NAME=VALUE, such as HOME_NET=[10.0.0.0/8]`)
+    variables[name] = value
+  }
+  const { signatures, skipped } = readRuleFiles(rules, variables, unsupported)
+  for (const { where, why } of skipped) process.stderr.write(`detour: ${where}: left out: ${why}\n`)
+  return signatures
 }
 
 /** Reads what the flags name; throws DetourError. */

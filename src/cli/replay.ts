@@ -14,6 +14,7 @@ import {
   addWrapperOptions,
   type PolicyFlags,
   policyOf,
+  signaturesOf,
   type TunnelFlags,
   tunnelOf,
   type WrapperFlags,
@@ -89,6 +90,8 @@ async function replay(flags: ReplayFlags): Promise<void> {
     tunnel: tunnelOf(flags.endpoint === undefined ? flags : await liveTunnel(flags, flags.endpoint)),
     policy: policyOf(flags),
     log: flags.log,
+    signatures: signaturesOf(flags),
+    eve: flags.eve,
     live: flags.endpoint !== undefined,
     rate: flags.rate,
     workers: flags.workers,
@@ -96,20 +99,31 @@ async function replay(flags: ReplayFlags): Promise<void> {
     progress: (read, returned) => progress.show(`${count(read)} packets read, ${count(returned)} returned`),
   })
   progress.clear()
-  const out = [flags.write, flags.log, flags.pcap].includes('-') ? process.stderr : process.stdout
+  const out = [flags.write, flags.log, flags.eve, flags.pcap].includes('-') ? process.stderr : process.stdout
   out.write(flags.json ? `${JSON.stringify(asData(report), null, 2)}\n` : `${asText(report, flags).join('\n')}\n`)
   for (const fault of report.faults) process.stderr.write(`detour: ${fault}\n`)
   if (report.faults.length > 0) process.exitCode = 1
 }
 
-function refuseContradictions({ write, log, pcap, endpoint, policy, remote, port, workers }: ReplayFlags): void {
+function refuseContradictions({
+  write,
+  log,
+  eve,
+  rules,
+  pcap,
+  endpoint,
+  policy,
+  remote,
+  port,
+  workers,
+}: ReplayFlags): void {
   const usage = (text: string) => new DetourError('usage', text)
-  const outputs = [write, log, pcap].filter(path => path !== undefined)
+  const outputs = [write, log, eve, pcap].filter(path => path !== undefined)
   const twice = outputs.find((path, i) => outputs.indexOf(path) !== i)
-  if (twice !== undefined) throw usage(`-w, --log and --pcap: only one of them can write to ${twice}`)
+  if (twice !== undefined) throw usage(`-w, --log, --eve and --pcap: only one of them can write to ${twice}`)
   if (endpoint === undefined) return
-  if (policy !== undefined || log !== undefined)
-    throw usage('--policy and --log are for the gateway in this process; a live endpoint has its own')
+  if (policy !== undefined || log !== undefined || (rules ?? []).length > 0)
+    throw usage('--policy, --rules and --log are for the gateway in this process; a live endpoint has its own')
   if (remote !== undefined || port !== undefined)
     throw usage(`--remote and --port: --endpoint ${endpoint} says both already`)
   if (workers > 1) throw usage(`--workers ${workers}: a live endpoint returns packets to one port, so to one worker`)

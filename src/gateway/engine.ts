@@ -5,6 +5,7 @@
 import type { PeerInput } from '../control/peers.ts'
 import type { WorkerInput } from '../control/spawn.ts'
 import type { Device } from '../device/device.ts'
+import type { Fault } from '../device/faults.ts'
 import { LoopbackDevice, type LoopbackHandle } from '../device/loopback.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { FragmentTable } from '../flow/fragments.ts'
@@ -22,9 +23,11 @@ import type { Leg } from '../pipeline/loop.ts'
 import { profileNamed } from '../pipeline/profile.ts'
 import { Split } from '../pipeline/split.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
+import { FaultStage } from './faults-stage.ts'
 import { Inspect } from './inspect.ts'
 import type { Policy } from './judge.ts'
-import { fileSink, sharedSink, VerdictLog } from './log.ts'
+import { fileSink, LineLog, type LogSink, sharedSink, VerdictLog } from './log.ts'
+import type { Signature } from './suricata/model.ts'
 import { Turn } from './turn.ts'
 
 /** What a gateway does with packets: plain data. Of the tunnel, addresses and VNI do not matter: anybody may send. */
@@ -37,10 +40,12 @@ export interface EngineOptions {
   seed: Seed
   /** Where verdict lines go; -1 for nowhere. Stays open. */
   logFd: number
+  /** Threat signatures, and where their alerts go: -1 for nowhere; stays open. */
+  signatures?: { rules: Signature[]; eveFd: number }
   /** True where packets are stamped by CLOCK_MONOTONIC; false where they bring their time, which then is the only clock there is. */
   live: boolean
-  /** Where it is one of several workers: `log` is a word that those of one log share. */
-  share?: { worker: number; workers: number; log: SharedArrayBuffer; steering: Steering }
+  /** Where it is one of several workers: `log` and `eve` are words that those of one log share. */
+  share?: { worker: number; workers: number; log: SharedArrayBuffer; eve: SharedArrayBuffer; steering: Steering }
 }
 
 /** Input of workers/gateway. */
@@ -52,6 +57,11 @@ export interface GatewayInput extends WorkerInput {
   /** Other workers, by number; none when not given. */
   peers?: (LoopbackHandle | undefined)[]
   engine: EngineOptions
+}
+
+/** What the main thread asks of workers/gateway: these faults from now on, and no others. */
+export interface GatewayRequest {
+  faults: Fault[]
 }
 
 /** What workers/gateway posts when it is done, after its counters. */
@@ -70,9 +80,12 @@ export class Engine {
   readonly leg: Leg
   /** Legs for what other workers hand over. */
   readonly strayLegs: Leg[]
+  /** Faults on demand; its own leg is to be added to the loop once there have been any. */
+  readonly faultStage: FaultStage
   private readonly inspect: Inspect
   private readonly live: boolean
   private readonly log: VerdictLog
+  private readonly eve: LineLog
 
   /** `peers` are other workers' ends, by number, where there are any. */
   constructor(
@@ -85,8 +98,12 @@ export class Engine {
     const { tunnel, own, policy, flows, seed, logFd, live, share } = options
     const profile = profileNamed(tunnel.profile)
     this.live = live
-    const sink = logFd < 0 ? (block: Uint8Array) => block.length : fileSink(logFd)
-    this.log = new VerdictLog(share === undefined ? sink : sharedSink(sink, share.log, share.worker))
+    const sinkOf = (fd: number, word: SharedArrayBuffer | undefined): LogSink => {
+      const sink = fd < 0 ? (block: Uint8Array) => block.length : fileSink(fd)
+      return share === undefined || word === undefined ? sink : sharedSink(sink, word, share.worker)
+    }
+    this.log = new VerdictLog(sinkOf(logFd, share?.log))
+    this.eve = new LineLog(sinkOf(options.signatures?.eveFd ?? -1, share?.eve))
     const timeOriginMs = live ? Date.now() - monotonicMs() : 0
     const splitCounters = counters.stage('split')
     const decap = new Decap(pool, counters.stage('decap'), tunnel, { anyPeer: true, keep: true, anyInner: false })
@@ -99,46 +116,67 @@ export class Engine {
       fragments: new FragmentTable(),
       seed,
       log: this.log,
+      signatures: options.signatures && { rules: options.signatures.rules, eve: this.eve },
       timeOriginMs,
       flowIds: share && { first: share.worker + 1, step: share.workers },
       handover,
     })
     const turn = new Turn(pool, counters.stage('turn'), profile, tunnel, own)
-    const complete = new Complete(pool, counters.stage('complete'), underlay)
+    const completeCounters = counters.stage('complete')
+    const complete = new Complete(pool, completeCounters, underlay)
     const out = new Batch(OUT)
     const inspect = (batch: Batch, handedOver: boolean) => {
       this.inspect.run(batch, out, handedOver)
       turn.run(out)
-      complete.run(out)
+      if (faults.transmitting) faults.transmit(out)
+      else complete.run(out)
     }
-    const split = new Split(pool, splitCounters, batch => {
+    const next = (batch: Batch) => {
       decap.run(batch)
       inspect(batch, false)
+    }
+    const split = new Split(pool, splitCounters, next)
+    const faults = new FaultStage(pool, counters, underlay, {
+      kind: tunnel.kind,
+      worker: share?.worker ?? 0,
+      split: splitCounters,
+      complete: completeCounters,
+      next,
     })
+    this.faultStage = faults
     this.strayLegs = handover?.legs(batch => inspect(batch, true)) ?? []
     this.leg = {
       device: underlay,
-      run: batch => split.run(batch),
+      run: batch => (faults.receiving ? faults.receive(batch) : split.run(batch)),
       // Between threads of one process nothing need be lost: what has no room stays with its sender.
-      ...(underlay instanceof LoopbackDevice && { ready: () => underlay.room >= OUT }),
+      ready: () => !faults.hung && (!(underlay instanceof LoopbackDevice) || underlay.room >= OUT),
     }
   }
 
-  /** Verdict lines that could not be written. */
-  get lostLines(): number {
-    return this.log.lost
+  /** What could not be done, in words. */
+  get faults(): string[] {
+    const faults: string[] = []
+    if (this.log.lost > 0) faults.push(`verdict log: ${this.log.lost} lines could not be written`)
+    if (this.eve.lost > 0) faults.push(`alerts: ${this.eve.lost} lines could not be written`)
+    const { unseen } = this.inspect
+    if (unseen > 0) faults.push(`signatures: ${unseen} flows were not inspected to their end, for lack of memory`)
+    return faults
   }
 
   /** Once a tick: idle flows and the log. */
   tick(): void {
     if (this.live) this.inspect.expire(monotonicMs(), EXPIRE_BUDGET)
     this.log.flush()
+    this.eve.flush()
   }
 
   /** Serves what has arrived already, within reason, and writes the rest of the log. */
   drain(): void {
     const batch = new Batch()
-    for (let i = 0; i < DRAIN_BREATHS && this.leg.device.receive(batch) > 0; i++) this.leg.run(batch)
+    for (let i = 0; i < DRAIN_BREATHS && !this.faultStage.hung && this.leg.device.receive(batch) > 0; i++)
+      this.leg.run(batch)
+    this.faultStage.close()
     this.log.end()
+    this.eve.end()
   }
 }

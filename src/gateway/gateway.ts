@@ -12,6 +12,7 @@ import { spawnWorker } from '../control/spawn.ts'
 import { addressBytes } from '../control/tunnel.ts'
 import { type OffloadRung, openUnderlay, underlayDevices } from '../control/underlay.ts'
 import type { DeviceSpec } from '../device/open.ts'
+import { DetourError } from '../errors.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { createLiveFlowTable } from '../flow/live.ts'
 import type { Steering } from '../flow/steering.ts'
@@ -24,6 +25,7 @@ import type { Settings } from '../pipeline/setting.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import type { GatewayInput, GatewayResult } from './engine.ts'
 import type { Policy } from './judge.ts'
+import type { Signature } from './suricata/model.ts'
 
 /** Frames of the pool: a batch, two answers to each, segments of a super-packet, and room to spare. */
 const FRAMES = 1024
@@ -46,6 +48,9 @@ export interface GatewayOptions {
   policy: Policy
   /** File descriptor for verdict lines; nowhere when not given. Stays open. */
   logFd?: number
+  /** Threat signatures, and a file descriptor for their alerts; nowhere when not given. Stays open. */
+  signatures?: Signature[]
+  eveFd?: number
   /** Name or path of a network namespace; the current one when not given. */
   namespace?: string
   /** With it, a TAP and BPF on that interface, and super-packets where the kernel has them (root); without, a UDP socket. */
@@ -100,8 +105,10 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   const seed = randomSeed()
   const steering = { workers, seed }
   const shared = createPeers(workers, FRAMES, options.rung === 'af-xdp' ? SMALL_FRAMES : 0)
-  const opened = openDevices(options, port, { ...steering, kind: profile.kind }, shared)
+  const opened = openDevices(options, tunnel, { ...steering, kind: profile.kind }, shared)
   const log = new SharedArrayBuffer(4)
+  const eve = new SharedArrayBuffer(4)
+  const { signatures, eveFd = -1 } = options
   const own = ownAddresses(local, options.namespace ?? '')
   const running = opened.devices.map((device, worker) => {
     const flows = createLiveFlowTable({ capacity: FLOWS })
@@ -118,8 +125,9 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
         flows,
         seed,
         logFd: options.logFd ?? -1,
+        signatures: signatures && { rules: signatures, eveFd },
         live: true,
-        ...(workers > 1 && { share: { worker, workers, log, steering } }),
+        ...(workers > 1 && { share: { worker, workers, log, eve, steering } }),
       },
     }
     const name = workers === 1 ? WORKER : `${WORKER}-${worker}`
@@ -189,19 +197,21 @@ interface Opened {
 
 function openDevices(
   options: GatewayOptions,
-  port: number,
+  { port, arriving, profile }: TunnelConfig,
   steering: Steering & Pick<TunnelConfig, 'kind'>,
   { pool, close }: Peers,
 ): Opened {
   const { address, namespace = '', interface: uplink, rung, attach } = options
   try {
     if (uplink !== undefined) {
-      const where = { namespace, interface: uplink, localAddress: address, port }
+      const where = { namespace, interface: uplink, localAddress: address, port, otherPort: arriving?.port }
       const underlay = openUnderlay({ ...where, rung, attach, steering, pool })
       const { offloadRung, uplinkMtu: mtu, device: name, features } = underlay
       const seen = { name, mtu, rung: offloadRung, features, missed: underlay.missed, close: underlay.close }
       if (offloadRung !== 'udp-socket') return { devices: underlayDevices(underlay), ...seen }
     }
+    if (arriving !== undefined)
+      throw new DetourError('bad-config', `profile ${profile} has two ports, which want an interface: give --interface`)
     const { kind } = steering
     const sockets = openTunnelSockets({ namespace, address, port, kind, steering })
     return {

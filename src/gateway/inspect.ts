@@ -20,10 +20,14 @@ import * as tcp from '../wire/tcp.ts'
 import * as udp from '../wire/udp.ts'
 import { Answers, packetEnd } from './answer.ts'
 import { type Judge, type Policy, UNDECIDED } from './judge.ts'
+import { Judges } from './judges.ts'
 import { Contents } from './l7/contents.ts'
-import type { VerdictLog } from './log.ts'
+import type { LineLog, VerdictLog } from './log.ts'
 import { PolicyJudge } from './policy/judge.ts'
 import { RuleJudge } from './rule-judge.ts'
+import { type Alert, eveLine } from './suricata/eve.ts'
+import { SignatureJudge } from './suricata/judge.ts'
+import type { Signature } from './suricata/model.ts'
 
 export interface InspectOptions {
   profile: Profile
@@ -33,6 +37,8 @@ export interface InspectOptions {
   fragments: FragmentTable
   seed: Seed
   log: VerdictLog
+  /** Threat signatures, and where alerts go. */
+  signatures?: { rules: Signature[]; eve: LineLog }
   /** What is added to packet times to make them ms since the epoch; 0 where they are that already. */
   timeOriginMs: number
   /** The first flow's id and what is added for each further one; 1 and 1 when not given. */
@@ -71,7 +77,8 @@ export class Inspect {
     const { policy } = options
     const rows = options.flows.capacity + 1
     this.contents = new Contents(pool, 'rules' in policy ? undefined : policy.streams)
-    this.judge = 'rules' in policy ? new RuleJudge(pool, policy, rows) : new PolicyJudge(pool, this.contents, policy)
+    const judge = 'rules' in policy ? new RuleJudge(pool, policy, rows) : new PolicyJudge(pool, this.contents, policy)
+    this.judge = options.signatures === undefined ? judge : this.withSignatures(judge, options.signatures)
     this.flows.onEnd = row => this.judge.release(row)
     this.tenants = new Tenants()
     this.opener = new Uint8Array(options.flows.capacity + 1)
@@ -119,6 +126,20 @@ export class Inspect {
   expire(nowMs: number, budget: number): void {
     this.flows.now = nowMs
     this.flows.expire(budget)
+  }
+
+  /** Flows that were not inspected to their end, for lack of memory. */
+  get unseen(): number {
+    return this.contents.unseen
+  }
+
+  private withSignatures(judge: Judge, { rules, eve }: NonNullable<InspectOptions['signatures']>): Judge {
+    const { pool, contents } = this
+    const alert = (frame: number, row: number, what: Alert) => {
+      const fromB = pool.reversed[frame] === 1
+      eve.line(eveLine({ ...this.ends(frame, fromB), flow: this.flows.state(row) }, what))
+    }
+    return new Judges(judge, new SignatureJudge(pool, rules, { contents, alert }))
   }
 
   /** Does for one frame all but the freeing; STRAY when it was handed over. */
@@ -188,20 +209,9 @@ export class Inspect {
 
   private log(frame: number, row: number, vni: number, byContent: boolean): void {
     const { pool, flows, options, judge } = this
-    const at = frame * KEY_WORDS
-    const ports = pool.key[at + KEY.PORTS]
-    const kind = pool.key[at + KEY.KIND]
-    const fromB = this.opener[row] === 1
-    const a = formatAddress(pool.key, at + KEY.A, kind >>> 24)
-    const b = formatAddress(pool.key, at + KEY.B, kind >>> 24)
     options.log.write({
-      timeMs: options.timeOriginMs + pool.time[frame],
+      ...this.ends(frame, this.opener[row] === 1),
       flow: flows.state(row),
-      protocol: (kind >>> 16) & 0xff,
-      source: fromB ? b : a,
-      sourcePort: fromB ? ports & 0xffff : ports >>> 16,
-      destination: fromB ? a : b,
-      destinationPort: fromB ? ports >>> 16 : ports & 0xffff,
       profile: options.profile.name,
       vni,
       rule: judge.name(flows.rule(row)),
@@ -211,6 +221,24 @@ export class Inspect {
       offset: byContent ? judge.matchedAt : -1,
       detail: byContent ? judge.detail : undefined,
     })
+  }
+
+  /** When a frame came, and between whom, `fromB` as from end B. */
+  private ends(frame: number, fromB: boolean) {
+    const { pool, options } = this
+    const at = frame * KEY_WORDS
+    const ports = pool.key[at + KEY.PORTS]
+    const kind = pool.key[at + KEY.KIND]
+    const a = formatAddress(pool.key, at + KEY.A, kind >>> 24)
+    const b = formatAddress(pool.key, at + KEY.B, kind >>> 24)
+    return {
+      timeMs: options.timeOriginMs + pool.time[frame],
+      protocol: (kind >>> 16) & 0xff,
+      source: fromB ? b : a,
+      sourcePort: fromB ? ports & 0xffff : ports >>> 16,
+      destination: fromB ? a : b,
+      destinationPort: fromB ? ports >>> 16 : ports & 0xffff,
+    }
   }
 }
 

@@ -69,8 +69,8 @@ const BLOCK = 65_536
 const NEWLINE = 10
 const PROTOCOLS: Record<number, string> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6' }
 
-/** A worker's end of the log; not shared between threads. */
-export class VerdictLog {
+/** A worker's end of a log of lines; not shared between threads. */
+export class LineLog {
   /** Lines that were lost because the sink did not take them in time. */
   lost = 0
   private readonly sink: LogSink
@@ -83,10 +83,10 @@ export class VerdictLog {
     this.sink = sink
   }
 
-  /** Adds a line. Allocates: once a decision, not once a packet. */
-  write(verdict: Verdict): void {
+  /** Adds a line; the text is without its end. */
+  line(text: string): void {
     if (this.used > BLOCK) this.flush()
-    const line = `${format(verdict)}\n`
+    const line = `${text}\n`
     const { read, written } = this.encoder.encodeInto(line, this.block.subarray(this.used))
     if (read < line.length) this.lost++
     else this.used += written
@@ -108,6 +108,14 @@ export class VerdictLog {
     }
     for (let i = 0; i < this.used; i++) if (this.block[i] === NEWLINE) this.lost++
     this.used = 0
+  }
+}
+
+/** The verdict log of a worker. */
+export class VerdictLog extends LineLog {
+  /** Allocates: once a decision, not once a packet. */
+  write(verdict: Verdict): void {
+    this.line(format(verdict))
   }
 }
 

@@ -30,6 +30,7 @@ import { compile } from '../flow/policy.ts'
 import { VERDICT } from '../flow/verdict.ts'
 import type { GatewayInput, GatewayResult } from '../gateway/engine.ts'
 import type { Policy } from '../gateway/judge.ts'
+import type { Signature } from '../gateway/suricata/model.ts'
 import { type CountersHandle, readCounters, type StageCounters } from '../memory/counters.ts'
 import { createPool, HEADROOM, SUPER_FRAME } from '../memory/pool.ts'
 import { close } from '../os/libc.ts'
@@ -49,6 +50,9 @@ export interface ReplayOptions {
   policy: Policy
   /** Where the gateway's verdict lines go, `-` for standard output; those of several workers one after the other. */
   log?: string
+  /** Threat signatures of the gateway in this process, and where their alerts go, as the verdicts. */
+  signatures?: Signature[]
+  eve?: string
   /** The tunnel's remote address and port are a live endpoint; without it the gateway runs in this process. */
   live: boolean
   rate: Rate
@@ -73,6 +77,7 @@ const PROGRESS_MS = 200
 interface Outputs {
   returned: OutputFile | undefined
   log: OutputFile | undefined
+  eve: OutputFile | undefined
   /** Of the underlay; shared by all. */
   capture: OutputFile | undefined
 }
@@ -92,6 +97,7 @@ export async function runReplay(options: ReplayOptions): Promise<ReplayReport> {
   const whole: Outputs = {
     returned: create(options.output),
     log: create(options.log),
+    eve: create(options.eve),
     capture: create(options.underlay?.capture),
   }
   // Several workers write a part each, to be merged.
@@ -115,8 +121,13 @@ export async function runReplay(options: ReplayOptions): Promise<ReplayReport> {
   }
 }
 
-function partOf({ returned, log, capture }: Outputs): Outputs {
-  return { returned: returned && scratch('a part of what returned'), log: log && scratch('a part of the log'), capture }
+function partOf({ returned, log, eve, capture }: Outputs): Outputs {
+  return {
+    returned: returned && scratch('a part of what returned'),
+    log: log && scratch('a part of the log'),
+    eve: eve && scratch('a part of the alerts'),
+    capture,
+  }
 }
 
 async function startPair(options: ReplayOptions, input: CaptureFile, output: Outputs, index: number): Promise<Pair> {
@@ -141,6 +152,7 @@ async function startPair(options: ReplayOptions, input: CaptureFile, output: Out
         flows: createFlowTable({ capacity: FLOWS }),
         seed: FIXED_SEED,
         logFd: output.log?.fd ?? -1,
+        signatures: options.signatures && { rules: options.signatures, eveFd: output.eve?.fd ?? -1 },
         live: false,
       },
     }
@@ -227,7 +239,10 @@ async function merge(
   results: [ReplayResult, GatewayResult][],
 ): Promise<string[]> {
   const faults: string[] = []
-  if (whole.log !== undefined) for (const { log } of outputs) faults.push(...append(whole.log, log as OutputFile))
+  for (const kind of ['log', 'eve'] as const) {
+    const file = whole[kind]
+    if (file !== undefined) for (const output of outputs) faults.push(...append(file, output[kind] as OutputFile))
+  }
   if (whole.returned === undefined) return faults
   const parts = outputs.map(({ returned }, i) => ({
     file: rewound(returned as OutputFile),

@@ -5,13 +5,15 @@ import type { Pool } from '../../memory/pool.ts'
 import * as ipv4 from '../../wire/ipv4.ts'
 import * as tcp from '../../wire/tcp.ts'
 import { packetEnd } from '../answer.ts'
-import { DnsReader, type DnsQuestion, parseQuery } from './dns.ts'
+import { type DnsQuestion, DnsReader, parseQuery } from './dns.ts'
 import { HttpReader, type RequestHead } from './http.ts'
 import { STREAM_LIMITS, type StreamLimits, type StreamSink, Streams } from './streams.ts'
 import { type ClientHello, HelloReader } from './tls.ts'
 
 /** Who is told; in the order of the stream, and of what a protocol says before its bytes. */
 export interface Listener {
+  /** A packet of the flow, before what it adds to the contents. */
+  packet?(frame: number, row: number): void
   /** Bytes [at, end) of a stream, the first of which is number `offset`. They are the caller's memory. */
   data?(row: number, side: number, bytes: Uint8Array, at: number, end: number, offset: number): void
   request?(row: number, head: RequestHead): void
@@ -84,7 +86,9 @@ export class Contents implements StreamSink {
   packet(frame: number, row: number): DropReason {
     const { pool, streams } = this
     const flow = this.flows.get(row)
-    if (flow === undefined || pool.transport[frame] === 0) return 0
+    if (flow === undefined) return 0
+    for (const { listener } of flow.listeners) listener.packet?.(frame, row)
+    if (pool.transport[frame] === 0) return 0
     const at = pool.payload[frame]
     const end = packetEnd(pool, frame)
     const side = pool.reversed[frame]
@@ -128,7 +132,8 @@ export class Contents implements StreamSink {
     const size = pool.gso[frame] === 0 ? 0 : pool.gsoSize[frame]
     for (let from = at; from < end; from += size || end - from) {
       const questions = parseQuery(pool.bytes, from, size === 0 ? end : Math.min(from + size, end))
-      for (const question of questions ?? []) for (const { listener } of flow.listeners) listener.question?.(row, question)
+      for (const question of questions ?? [])
+        for (const { listener } of flow.listeners) listener.question?.(row, question)
     }
   }
 

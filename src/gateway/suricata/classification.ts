@@ -3,7 +3,7 @@
 /** Text and severity (1 is the worst) by class type. */
 export const CLASSES: Readonly<Record<string, readonly [category: string, severity: number]>> = {
   'not-suspicious': ['Not Suspicious Traffic', 3],
-  'unknown': ['Unknown Traffic', 3],
+  unknown: ['Unknown Traffic', 3],
   'bad-unknown': ['Potentially Bad Traffic', 2],
   'attempted-recon': ['Attempted Information Leak', 2],
   'successful-recon-limited': ['Information Leak', 2],

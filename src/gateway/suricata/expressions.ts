@@ -18,7 +18,8 @@ export class Budget {
     const key = `${flags}/${source}`
     const known = this.compiled.get(key)
     if (known !== undefined) return known
-    if (this.left <= 0) throw new DetourError('bad-config', `the expressions of the rules need more than ${LIMIT_STATES} states in all`)
+    if (this.left <= 0)
+      throw new DetourError('bad-config', `the expressions of the rules need more than ${LIMIT_STATES} states in all`)
     try {
       const automaton = compilePattern({ regex: source, flags })
       this.left -= automaton.states

@@ -41,7 +41,9 @@ export class Matcher {
   private from(number: number, text: Text, before: number): boolean {
     if (number === this.parts.length) return true
     const part = this.parts[number]
-    return part.kind === 'content' ? this.content(part, number, text, before) : this.expression(part, number, text, before)
+    return part.kind === 'content'
+      ? this.content(part, number, text, before)
+      : this.expression(part, number, text, before)
   }
 
   private content(part: Content, number: number, text: Text, before: number): boolean {
@@ -84,7 +86,13 @@ export class Matcher {
 }
 
 /** The place of a content's end, if that is the text's. */
-function endsWith(bytes: Uint8Array, low: number, high: number, end: number, { bytes: needle, nocase }: Content): number {
+function endsWith(
+  bytes: Uint8Array,
+  low: number,
+  high: number,
+  end: number,
+  { bytes: needle, nocase }: Content,
+): number {
   const at = end - needle.length
   return at >= low && end <= high && equals(bytes, at, needle, nocase) ? at : -1
 }

@@ -15,8 +15,8 @@ import {
   type Content,
   type Direction,
   isRelative,
-  PROTOCOLS,
   type Part,
+  PROTOCOLS,
   type Signature,
 } from './model.ts'
 import { readExpression } from './pcre.ts'
@@ -46,7 +46,11 @@ const LIMIT_FILE = 256 << 20
 const TOLD = 20
 
 /** Reads rule files; `variables` come before Suricata's own. Throws DetourError. */
-export function readRuleFiles(files: string[], variables: Variables, unsupported: (typeof UNSUPPORTED)[number]): RuleFiles {
+export function readRuleFiles(
+  files: string[],
+  variables: Variables,
+  unsupported: (typeof UNSUPPORTED)[number],
+): RuleFiles {
   const sources = files.map(file => ({ file, text: textOf(file) }))
   return parseRules(sources, variables, unsupported)
 }
@@ -65,7 +69,10 @@ export function readVariables(file: string): Variables {
     }
   }
   if (typeof vars !== 'object' || vars === null)
-    throw new DetourError('bad-config', `${file}: no variables; allowed: vars: { address-groups: { HOME_NET: "[10.0.0.0/8]" } }`)
+    throw new DetourError(
+      'bad-config',
+      `${file}: no variables; allowed: vars: { address-groups: { HOME_NET: "[10.0.0.0/8]" } }`,
+    )
   take(vars)
   return found
 }
@@ -101,7 +108,11 @@ export function parseRules(
         if (wrong.length > TOLD) break
       }
     }
-  if (wrong.length > 0) throw new DetourError('bad-config', [...wrong.slice(0, TOLD), ...(wrong.length > TOLD ? ['and more'] : [])].join('\n'))
+  if (wrong.length > 0)
+    throw new DetourError(
+      'bad-config',
+      [...wrong.slice(0, TOLD), ...(wrong.length > TOLD ? ['and more'] : [])].join('\n'),
+    )
   return { signatures, skipped }
 }
 
@@ -123,8 +134,10 @@ function signatureOf(text: RuleText, sets: Sets, budget: Budget): Signature {
     malformed(`action '${text.action.slice(0, 40)}'; allowed: ${ACTIONS.join(', ')}`)
   }
   const protocol = PROTOCOLS.find(one => one === text.protocol)
-  if (protocol === undefined) unsupported(`protocol '${text.protocol.slice(0, 40)}'; supported: ${PROTOCOLS.join(', ')}`)
-  if (text.arrow !== '->' && text.arrow !== '<>') malformed(`'${text.arrow.slice(0, 40)}' is not a direction; allowed: -> and <>`)
+  if (protocol === undefined)
+    unsupported(`protocol '${text.protocol.slice(0, 40)}'; supported: ${PROTOCOLS.join(', ')}`)
+  if (text.arrow !== '->' && text.arrow !== '<>')
+    malformed(`'${text.arrow.slice(0, 40)}' is not a direction; allowed: -> and <>`)
   const reader = new OptionReader(budget)
   for (const { name, value } of text.options) reader.take(name, value)
   return reader.finish(action, {

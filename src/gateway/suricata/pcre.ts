@@ -14,13 +14,17 @@ const BUFFER_FLAGS: Record<string, BufferName> = {
 }
 
 /** Takes `"/expression/flags"` apart, without its quotes; `buffer` is undefined where no flag says it. Throws DetourError. */
-export function readExpression(text: string, negated: boolean): { expression: Expression; buffer: BufferName | undefined } {
+export function readExpression(
+  text: string,
+  negated: boolean,
+): { expression: Expression; buffer: BufferName | undefined } {
   const [, body, flags] = /^\/(.*)\/([A-Za-z]*)$/s.exec(text) ?? []
   if (body === undefined) return refuse('write pcre:"/expression/flags"')
   let buffer: BufferName | undefined
   for (const flag of flags) {
     const named = BUFFER_FLAGS[flag]
-    if (named !== undefined && buffer !== undefined && buffer !== named) refuse(`flag ${flag}: another buffer is named already`)
+    if (named !== undefined && buffer !== undefined && buffer !== named)
+      refuse(`flag ${flag}: another buffer is named already`)
     buffer ??= named
     // B (the packet's bytes as they are) and O (no limit of steps) change nothing here.
     if (named === undefined && !'ismRBO'.includes(flag)) refuse(`flag ${flag} is not supported`)
@@ -76,7 +80,8 @@ function translated(body: string, lines: boolean, dotAll: boolean): { source: st
       source += '\\n'
     } else source += c
   }
-  if ((front || back) && hasChoice(body)) refuse("'^' of every line, and '$', beside alternatives: write them as (?:a|b)")
+  if ((front || back) && hasChoice(body))
+    refuse("'^' of every line, and '$', beside alternatives: write them as (?:a|b)")
   return { source, front, back }
 }
 

@@ -133,7 +133,8 @@ class Words {
     for (let place = at, last = end - WORD; place <= last; place += stride) {
       const word = view.getInt32(place, true) | FOLD
       const hash = Math.imul(word, MULTIPLIER) >>> shift
-      if (((bitmap[hash >>> 5] >>> (hash & 31)) & 1) === 1) this.compare(bytes, place, at, end, word, hash, needles, found)
+      if (((bitmap[hash >>> 5] >>> (hash & 31)) & 1) === 1)
+        this.compare(bytes, place, at, end, word, hash, needles, found)
     }
   }
 

@@ -82,7 +82,8 @@ function* optionsIn(text: string): Generator<{ name: string; value: string }> {
       from = at + 1
     }
   }
-  if (text.slice(from).trim() !== '') malformed(`the option '${text.slice(from).trim().slice(0, 40)}' has no ';' behind it`)
+  if (text.slice(from).trim() !== '')
+    malformed(`the option '${text.slice(from).trim().slice(0, 40)}' has no ';' behind it`)
 }
 
 /** The text between quotes, and whether a `!` stands in front of them. */
@@ -100,12 +101,14 @@ export function contentBytes(text: string): Uint8Array {
     if (c === '|') {
       const end = text.indexOf('|', at + 1)
       const hex = text.slice(at + 1, end).replaceAll(/\s/g, '')
-      if (end < 0 || hex === '' || !/^([0-9a-f]{2})+$/i.test(hex)) malformed('bars enclose hexadecimal bytes such as |0d 0a|')
+      if (end < 0 || hex === '' || !/^([0-9a-f]{2})+$/i.test(hex))
+        malformed('bars enclose hexadecimal bytes such as |0d 0a|')
       bytes.push(...Buffer.from(hex, 'hex'))
       at = end
     } else if (c === '\\') {
       const escaped = text[++at] ?? ''
-      if (!['\\', '"', ';', ':'].includes(escaped)) malformed(`'\\${escaped}': only \\\\ \\" \\; and \\: are escaped in a content`)
+      if (!['\\', '"', ';', ':'].includes(escaped))
+        malformed(`'\\${escaped}': only \\\\ \\" \\; and \\: are escaped in a content`)
       bytes.push(escaped.charCodeAt(0))
     } else if (c === '"') malformed('a quote in a content is written \\"')
     else bytes.push(c.charCodeAt(0))

@@ -94,7 +94,9 @@ export class Sets {
   /** The addresses that a text stands for, sorted; throws DetourError. */
   addresses(text: string): Range[] {
     return known(this.addressSets, text, () => {
-      const found = this.set(text, { all: ALL, read: addressRange, next: n => n + 1n, before: n => n - 1n }, 0, { left: LIMIT_ELEMENTS })
+      const found = this.set(text, { all: ALL, read: addressRange, next: n => n + 1n, before: n => n - 1n }, 0, {
+        left: LIMIT_ELEMENTS,
+      })
       if (found.length === 0) refuse(`'${text}' is no address at all`)
       return found
     })
@@ -104,13 +106,20 @@ export class Sets {
   ports(text: string): PortRange[] {
     return known(this.portSets, text, () => {
       const all = [{ low: 0, high: 65_535 }]
-      const found = this.set(text, { all, read: portRange, next: n => n + 1, before: n => n - 1 }, 0, { left: LIMIT_ELEMENTS })
+      const found = this.set(text, { all, read: portRange, next: n => n + 1, before: n => n - 1 }, 0, {
+        left: LIMIT_ELEMENTS,
+      })
       if (found.length === 0) refuse(`'${text}' is no port at all`)
       return found
     })
   }
 
-  private set<T extends bigint | number>(text: string, kind: Kind<T>, depth: number, budget: { left: number }): Span<T>[] {
+  private set<T extends bigint | number>(
+    text: string,
+    kind: Kind<T>,
+    depth: number,
+    budget: { left: number },
+  ): Span<T>[] {
     if (depth > DEEPEST) refuse(`'${text.slice(0, 40)}' is nested more than ${DEEPEST} deep, or stands for itself`)
     if (--budget.left < 0) refuse(`more than ${LIMIT_ELEMENTS} elements`)
     const inner = text.trim()
@@ -118,7 +127,8 @@ export class Sets {
     if (inner === 'any') return kind.all
     if (inner.startsWith('$')) {
       const name = inner.slice(1)
-      if (!Object.hasOwn(this.variables, name)) refuse(`the variable $${name} is not set; give it by --set ${name}=VALUE`)
+      if (!Object.hasOwn(this.variables, name))
+        refuse(`the variable $${name} is not set; give it by --rule-var ${name}=VALUE`)
       return this.set(this.variables[name], kind, depth + 1, budget)
     }
     if (!inner.startsWith('[')) return [kind.read(inner)]

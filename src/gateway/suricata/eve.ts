@@ -1,0 +1,104 @@
+// Alerts as Suricata's EVE JSON (Suricata 7 user guide, "Eve JSON Format"), for log pipelines that read that.
+
+import type { DnsQuestion } from '../l7/dns.ts'
+import type { RequestHead } from '../l7/http.ts'
+import type { ClientHello } from '../l7/tls.ts'
+import type { Signature } from './model.ts'
+
+/** What has matched, and what the flow had said by then. */
+export interface Alert {
+  signature: Signature
+  /** Whether the packet comes from who opened the flow. */
+  toServer: boolean
+  application?: 'http' | 'tls' | 'dns'
+  request?: RequestHead
+  hello?: ClientHello
+  question?: DnsQuestion
+}
+
+/** The packet that brought it to light, and its flow. */
+export interface Event {
+  timeMs: number
+  flow: number
+  protocol: number
+  source: string
+  sourcePort: number
+  destination: string
+  destinationPort: number
+}
+
+const PROTOCOLS: Record<number, string> = { 1: 'ICMP', 6: 'TCP', 17: 'UDP', 58: 'IPv6-ICMP' }
+/** Names of record types as Suricata writes them; others are numbers. */
+const TYPES: Record<number, string> = {
+  1: 'A',
+  2: 'NS',
+  5: 'CNAME',
+  6: 'SOA',
+  12: 'PTR',
+  15: 'MX',
+  16: 'TXT',
+  28: 'AAAA',
+  33: 'SRV',
+  65: 'HTTPS',
+  255: 'ANY',
+}
+
+/** One line of EVE, without its end. */
+export function eveLine(event: Event, alert: Alert): string {
+  const { signature, toServer, application } = alert
+  const { action, gid, sid, rev, msg, category, severity, metadata } = signature
+  const hasPorts = event.protocol === 6 || event.protocol === 17
+  return JSON.stringify({
+    timestamp: timestamp(event.timeMs),
+    flow_id: event.flow,
+    event_type: 'alert',
+    src_ip: event.source,
+    ...(hasPorts && { src_port: event.sourcePort }),
+    dest_ip: event.destination,
+    ...(hasPorts && { dest_port: event.destinationPort }),
+    proto: PROTOCOLS[event.protocol] ?? String(event.protocol).padStart(3, '0'),
+    alert: {
+      action: action === 'alert' ? 'allowed' : 'blocked',
+      gid,
+      signature_id: sid,
+      rev,
+      signature: msg,
+      category,
+      severity,
+      ...(Object.keys(metadata).length > 0 && { metadata }),
+    },
+    ...layer(alert),
+    app_proto: application ?? 'failed',
+    direction: toServer ? 'to_server' : 'to_client',
+  })
+}
+
+function layer({ application, request, hello, question }: Alert): object {
+  if (application === 'http' && request !== undefined) {
+    const value = (name: string) => request.headers.find(([one]) => one.toLowerCase() === name)?.[1]
+    return {
+      http: {
+        hostname: request.host || undefined,
+        url: request.target,
+        http_user_agent: value('user-agent'),
+        http_content_type: undefined,
+        http_refer: value('referer'),
+        http_method: request.method,
+        protocol: `HTTP/${request.version}`,
+      },
+    }
+  }
+  if (application === 'tls' && hello !== undefined) return { tls: { sni: hello.serverName } }
+  if (application === 'dns' && question !== undefined)
+    return {
+      dns: { query: [{ type: 'query', rrname: question.raw, rrtype: TYPES[question.type] ?? String(question.type) }] },
+    }
+  return {}
+}
+
+/** As Suricata writes it in UTC: `2023-11-14T22:13:20.004000+0000`. */
+function timestamp(timeMs: number): string {
+  const micros = Math.round((timeMs % 1) * 1000)
+  const text = new Date(Math.floor(timeMs)).toISOString()
+  return `${text.slice(0, -1)}${String(Math.min(micros, 999)).padStart(3, '0')}+0000`
+}
