@@ -16,31 +16,36 @@ export function toUplink(uplinkIndex: number): Uint8Array {
   return a.label('drop').exit(VERDICT.DROP).assemble()
 }
 
+/** What the tunnel's packets are known by. */
+export interface TunnelPlace {
+  /** 4 or 16 bytes. */
+  address: Uint8Array
+  port: number
+  /** The UDP port of a second tunnel. */
+  otherPort?: number
+  /** Packets come back to other addresses too: all of this port are the tunnel's. */
+  anyAddress?: boolean
+}
+
 /**
- * Takes UDP to `address` and `port` from the uplink to the underlay TAP. The kernel keeps all else, and what it must put in order first:
+ * Takes UDP to this place from the uplink to the underlay TAP. The kernel keeps all else, and what it must put in order first:
  * fragments, IPv4 options, IPv6 extension headers, VLAN tags.
  */
-export function fromUplink(tapIndex: number, address: Uint8Array, port: number): Uint8Array {
-  const ipv4 = address.length === 4
+export function fromUplink(tapIndex: number, place: TunnelPlace): Uint8Array {
+  const ipv4 = place.address.length === 4
   const at = -48 // the IP header and four bytes of UDP
   const a = new Assembler().move(R6, R1)
   a.load(4, R2, R6, SKB.PROTOCOL).when(R2, '!=', ipv4 ? IPV4 : IPV6, 'next')
   a.load(4, R2, R6, SKB.VLAN_PRESENT).when(R2, '!=', 0, 'next')
   loadBytes(a, ETHERNET, at, (ipv4 ? 20 : 40) + 4).when(R0, '!=', 0, 'next')
-  unlessTunnel(a, R10, at, address, port, 'next')
+  unlessTunnel(a, R10, at, place, 'next')
   redirect(a, tapIndex, 0)
   return a.label('next').exit(VERDICT.NEXT).assemble()
 }
 
-/** Goes to the label unless the IP header that lies `at` bytes from where the register points begins a whole UDP packet to this address and port. Uses R2. */
-export function unlessTunnel(
-  a: Assembler,
-  register: number,
-  at: number,
-  address: Uint8Array,
-  port: number,
-  label: string,
-): void {
+/** Goes to the label unless the IP header that lies `at` bytes from where the register points begins a whole UDP packet to this place. Uses R2. */
+export function unlessTunnel(a: Assembler, register: number, at: number, place: TunnelPlace, label: string): void {
+  const { address, port, otherPort = port, anyAddress = false } = place
   const ipv4 = address.length === 4
   const view = new DataView(address.buffer, address.byteOffset, address.length)
   if (ipv4) {
@@ -50,10 +55,14 @@ export function unlessTunnel(
       .when(R2, '!=', 0, label) // MF and offset, network byte order
   }
   a.load(1, R2, register, at + (ipv4 ? 9 : 6)).when(R2, '!=', UDP, label)
-  for (let i = 0; i < address.length; i += 4)
+  for (let i = 0; i < address.length && !anyAddress; i += 4)
     a.load(4, R2, register, at + (ipv4 ? 16 : 24) + i).when32(R2, '!=', view.getInt32(i, true), label)
-  a.load(2, R2, register, at + (ipv4 ? 20 : 40) + 2).when(R2, '!=', ((port & 0xff) << 8) | (port >> 8), label)
+  a.load(2, R2, register, at + (ipv4 ? 20 : 40) + 2)
+  if (otherPort !== port) a.when(R2, '==', swapped(otherPort), 'tunnel')
+  a.when(R2, '!=', swapped(port), label).label('tunnel')
 }
+
+const swapped = (port: number) => ((port & 0xff) << 8) | (port >> 8)
 
 /** R0 = 0 and the `size` bytes from `offset` of the packet at `to` of the stack, or R0 < 0. The context is in R6. */
 export function loadBytes(a: Assembler, offset: number, to: number, size: number): Assembler {

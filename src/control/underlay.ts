@@ -62,6 +62,10 @@ export interface UnderlayOptions {
   localAddress: string
   /** The tunnel's UDP port. */
   port: number
+  /** That of a second tunnel; not on 'udp-socket'. */
+  otherPort?: number
+  /** Takes what comes to the tunnel's port whatever the address; not on 'udp-socket'. */
+  anyAddress?: boolean
   rung?: OffloadRung | 'auto'
   attach?: AttachRung | 'auto'
   /** What the tunnel is, and how its packets are shared out among workers, a queue of the TAP each; one worker by default. */
@@ -128,41 +132,41 @@ interface TapParts {
   /** Of the uplink, as they were. */
   checksums: number
   attachRung: AttachRung
-  /** Of the socket that holds the port. */
-  guardFd: number
+  /** Of the sockets that hold the ports. */
+  guardFds: number[]
   programs: UplinkParts
 }
 
 /** Opens the underlay, replacing what a dead process left on this uplink and port. Throws DetourError and leaves nothing behind. */
 export function openUnderlay(options: UnderlayOptions): Underlay {
-  const { namespace, interface: uplink, port, rung = 'auto' } = options
+  const { namespace, interface: uplink, port, otherPort, rung = 'auto' } = options
   const link = linkInfo(uplink, namespace)
   const address = localBytes(options, link)
-  if (rung === 'udp-socket') return withoutTap(link, port)
+  if (rung === 'udp-socket') return withoutTap(link, options)
   if (link.type !== 'ether') {
-    if (rung === 'auto') return withoutTap(link, port)
+    if (rung === 'auto') return withoutTap(link, options)
     throw new DetourError(
       'unsupported',
       `uplink ${uplink} is of type ${link.type}: only rung udp-socket does without Ethernet`,
     )
   }
 
+  const guardPorts = () => inNamespace(namespace, () => guards(address, [port, otherPort], options.localAddress))
   if (rung === 'af-xdp') {
-    const guard = () => inNamespace(namespace, () => guardPort(address, port, options.localAddress))
-    return openXdpUnderlay(options, link, address, guard)
+    return openXdpUnderlay(options, link, address, guardPorts)
   }
   const tapName = `dt-${address.length === 4 ? 4 : 6}-${port}`
   const programs = programsOf(options, address, tapName)
   let tap: Tap | undefined
-  let guard = -1
+  let guardFds: number[] = []
   const undo = () => {
     programs.close()
     deleteLink(tapName, namespace)
-    if (guard >= 0) close(guard)
+    guardFds.forEach(close)
   }
   programs.close()
   try {
-    guard = inNamespace(namespace, () => guardPort(address, port, options.localAddress))
+    guardFds = guardPorts()
     deleteLink(tapName, namespace)
     const wanted = { name: tapName, namespace, offloads: WANTED[rung === 'auto' ? 'tunnel-gso' : rung] }
     tap = openUnderlayTap(wanted, ETHERNET + (address.length === 4 ? IPV4 : IPV6) + UDP, options.steering)
@@ -182,7 +186,7 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
         uplinkMtu: link.mtu,
         localMac: link.mac,
         tap: {
-          ...{ tapName, tapFds: tap.fds, headerSize: tap.headerSize, attachRung, guardFd: guard, checksums },
+          ...{ tapName, tapFds: tap.fds, headerSize: tap.headerSize, attachRung, guardFds, checksums },
           capabilities: (tap.offloads & ~OFFLOADS.CHECKSUM) | checksums,
           programs: programs.parts(),
         },
@@ -192,7 +196,8 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
   } catch (error) {
     undo()
     for (const fd of tap?.fds ?? []) closeSync(fd)
-    if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported') return withoutTap(link, port)
+    if (rung === 'auto' && error instanceof DetourError && error.code === 'unsupported')
+      return withoutTap(link, options)
     throw error
   }
 }
@@ -201,17 +206,17 @@ export function openUnderlay(options: UnderlayOptions): Underlay {
 export function inheritUnderlay(options: UnderlayOptions, parts: UnderlayParts): Underlay {
   const { interface: uplink, namespace } = options
   const link = linkInfo(uplink, namespace)
-  if (parts.tap === undefined) return withoutTap(link, options.port)
+  if (parts.tap === undefined) return withoutTap(link, options)
   const programs = programsOf(options, localBytes(options, link), parts.tap.tapName)
   programs.inherit(parts.tap.programs)
   return ofTap(options, { ...parts, tap: parts.tap }, programs)
 }
 
 function programsOf(options: UnderlayOptions, address: Uint8Array, tapName: string): UplinkPrograms {
-  const { namespace, interface: uplink, port, attach: rung = 'auto' } = options
+  const { namespace, interface: uplink, port, otherPort, anyAddress, attach: rung = 'auto' } = options
   const place = `${uplink.replaceAll('.', ':')}_${port}_${namespaceId(namespace)}`
   const directory = `${BPFFS}/detour/underlay${address.length === 4 ? 4 : 6}_${place}`
-  return new UplinkPrograms({ namespace, uplink, tapName, address, port, rung, directory })
+  return new UplinkPrograms({ namespace, uplink, tapName, address, port, otherPort, anyAddress, rung, directory })
 }
 
 // NB: an uplink that knows only TCP and UDP over IP would put an inner checksum in the wrong place.
@@ -221,7 +226,7 @@ const checksumsOf = ({ interface: uplink, namespace }: UnderlayOptions) =>
 function ofTap(options: UnderlayOptions, parts: UnderlayParts & { tap: TapParts }, programs: UplinkPrograms): Underlay {
   const { interface: uplink, namespace } = options
   const { tap, offloadRung, uplinkMtu, localMac } = parts
-  const { tapName, capabilities, checksums, guardFd, attachRung, headerSize } = tap
+  const { tapName, capabilities, checksums, guardFds, attachRung, headerSize } = tap
   return {
     offloadRung,
     device: `tap:${tapName}`,
@@ -246,12 +251,12 @@ function ofTap(options: UnderlayOptions, parts: UnderlayParts & { tap: TapParts 
     follow: uplink => programs.inherit(uplink),
     leave() {
       programs.leave()
-      close(guardFd)
+      guardFds.forEach(close)
     },
     close() {
       programs.close()
       deleteLink(tapName, namespace)
-      close(guardFd)
+      guardFds.forEach(close)
     },
   }
 }
@@ -274,7 +279,12 @@ function openUnderlayTap(options: TapOptions, tunnel: number, steering: Underlay
   }
 }
 
-function withoutTap(link: LinkInfo, port: number): Underlay {
+function withoutTap(link: LinkInfo, { port, otherPort, anyAddress = false }: UnderlayOptions): Underlay {
+  if (otherPort !== undefined || anyAddress)
+    throw new DetourError(
+      'unsupported',
+      `uplink ${link.name}: a tunnel with two ports, or from pods' own addresses, needs another rung than udp-socket`,
+    )
   return {
     offloadRung: 'udp-socket',
     device: `udp:${port}`,
@@ -313,6 +323,17 @@ function localBytes({ localAddress, interface: uplink }: UnderlayOptions, link: 
       `local address ${localAddress} is not on uplink ${uplink}, which has ${link.addresses.join(', ') || 'none'}`,
     )
   return Uint8Array.from(parsed.toByteArray())
+}
+
+function guards(address: Uint8Array, ports: (number | undefined)[], text: string): number[] {
+  const fds: number[] = []
+  try {
+    for (const port of ports) if (port !== undefined) fds.push(guardPort(address, port, text))
+  } catch (error) {
+    fds.forEach(close)
+    throw error
+  }
+  return fds
 }
 
 // Holds the tunnel's port: nobody else takes it, and the kernel does not answer "port unreachable" for what the program

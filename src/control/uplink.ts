@@ -14,18 +14,15 @@ import {
 } from '../os/classifier.ts'
 import { linkInfo } from '../os/link.ts'
 import { quietTap } from '../os/tun.ts'
-import { fromUplink, toUplink } from './programs.ts'
+import { fromUplink, type TunnelPlace, toUplink } from './programs.ts'
 
 /** One on the TAP, one on the uplink. */
 const PROGRAMS = 2
 
-export interface UplinkOptions {
+export interface UplinkOptions extends TunnelPlace {
   namespace: string
   uplink: string
   tapName: string
-  /** The tunnel's own address, 4 or 16 bytes, and UDP port. */
-  address: Uint8Array
-  port: number
   rung: AttachRung | 'auto'
   /** Pin directory that records what outlives the process. */
   directory: string
@@ -49,14 +46,14 @@ export class UplinkPrograms {
 
   /** Puts the programs on the TAP and on the uplink of now, in place of what is left of others; sets the TAP up. Throws DetourError. */
   attach(): AttachRung {
-    const { namespace, uplink, tapName, address, port, directory } = this.options
+    const { namespace, uplink, tapName, directory } = this.options
     const { index } = linkInfo(uplink, namespace)
     this.close()
     quietTap(tapName, namespace)
     makePinDirectory(directory)
     this.put(tapName, toUplink(index), 'dt_to_uplink')
     const tapIndex = linkInfo(tapName, namespace).index
-    const rung = this.put(uplink, fromUplink(tapIndex, address, port), 'dt_from_uplink')
+    const rung = this.put(uplink, fromUplink(tapIndex, this.options), 'dt_from_uplink')
     this.index = index
     return rung
   }

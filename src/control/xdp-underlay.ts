@@ -15,12 +15,12 @@ const ETHERNET = 14
 /** Largest IP packet that the kernel receives into a small frame. */
 const LARGEST = SMALL_FRAME - SMALL_HEADROOM - ETHERNET
 
-/** Opens a socket a worker and queue; `openGuard` opens the socket that holds the tunnel's port. Throws DetourError and leaves nothing behind. */
+/** Opens a socket a worker and queue; `openGuards` opens the sockets that hold the tunnel's ports. Throws DetourError and leaves nothing behind. */
 export function openXdpUnderlay(
-  { namespace, interface: uplink, port, steering, pool }: UnderlayOptions,
+  { namespace, interface: uplink, port, otherPort, anyAddress, steering, pool }: UnderlayOptions,
   link: LinkInfo,
   address: Uint8Array,
-  openGuard: () => number,
+  openGuards: () => number[],
 ): Underlay {
   if (pool === undefined) throw new DetourError('bad-config', `underlay ${uplink}: rung af-xdp needs a pool`)
   if (link.mtu > LARGEST)
@@ -36,14 +36,18 @@ export function openXdpUnderlay(
       'bad-config',
       `uplink ${uplink} receives by ${queues} queues: rung af-xdp needs as many workers; ask for ${queues}, or set ${workers} queues (ethtool -L ${uplink})`,
     )
-  const guard = openGuard()
+  const guards = openGuards()
   try {
     const options = { namespace, interface: uplink, pool, workers }
-    const { sockets, attach, close: detach } = openXdpUplink({ ...options, receive: { address, port } })
+    const {
+      sockets,
+      attach,
+      close: detach,
+    } = openXdpUplink({ ...options, receive: { address, port, otherPort, anyAddress } })
     const fds = sockets.map(({ fd }) => fd)
     const end = () => {
       detach()
-      close(guard)
+      guards.forEach(close)
     }
     return {
       offloadRung: 'af-xdp',
@@ -73,7 +77,7 @@ export function openXdpUnderlay(
       close: end,
     }
   } catch (error) {
-    close(guard)
+    guards.forEach(close)
     throw error
   }
 }

@@ -11,6 +11,7 @@ import type { XdpAttach } from '../os/bpf.ts'
 import { checksumsAnywhere, driverOf } from '../os/ethtool.ts'
 import { close } from '../os/libc.ts'
 import { openXdp, steerToSockets, type XdpHandle, type XdpMode, type XdpSteering } from '../os/xdp.ts'
+import type { TunnelPlace } from './programs.ts'
 import { tunnelPackets } from './xdp-programs.ts'
 
 /** Entries of each ring. A receiving worker lends the kernel that many small frames, and as many may wait to be sent. */
@@ -23,8 +24,8 @@ export interface XdpUplinkOptions {
   /** A pool of memory/live.ts. */
   pool: PoolHandle
   workers: number
-  /** The tunnel's own address, 4 or 16 bytes, and port, of which packets are received; without, none are. */
-  receive?: { address: Uint8Array; port: number }
+  /** The tunnel, of which packets are received; without, none are. */
+  receive?: TunnelPlace
   mode?: XdpMode
   attach?: XdpAttach | 'auto'
 }
@@ -59,7 +60,7 @@ export function openXdpUplink(options: XdpUplinkOptions): XdpUplink {
       }
     }
     if (receive !== undefined) {
-      const code = (map: number) => tunnelPackets(map, receive.address, receive.port)
+      const code = (map: number) => tunnelPackets(map, receive)
       steering = steerToSockets({ namespace, interface: uplink, attach, sockets }, code)
     }
   } catch (error) {

@@ -159,7 +159,10 @@ function makeNamespaces(run: string, uplinkMtu: number): void {
   const routes = [`route add default via ${BRIDGE.ipv4}`, `route add default via ${BRIDGE.ipv6}`]
   ipBatch([...addressed(run, 'client'), ...routes], client)
   ipBatch([...addressed(run, 'server'), ...routes], server)
-  ipBatch(addressed(run, 'gateway'), gateway)
+  // The way to pods' own addresses, which a profile may return packets to.
+  const { ipv4, ipv6 } = ADDRESS.node
+  const pods = [`route add 10.244.0.0/24 via ${ipv4}`, `route add fd00:244::/64 via ${ipv6}`]
+  ipBatch([...addressed(run, 'gateway'), ...pods], gateway)
 }
 
 function addressed(run: string, role: Role): string[] {

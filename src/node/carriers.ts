@@ -31,6 +31,7 @@ export function openCarriers(
   const { local = '', port } = config.tunnel
   const place = {
     ...{ namespace, interface: uplink, localAddress: local, port: tunnel.port, pool },
+    ...{ otherPort: tunnel.arriving?.port, anyAddress: tunnel.podSource },
     ...{ rung: config.rungs.offload, attach: config.rungs.attach, steering: { ...steering, kind: tunnel.kind } },
   }
   const underlay = inherit === undefined ? openUnderlay(place) : inheritUnderlay(place, inherit.underlay)

@@ -422,7 +422,7 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
       const [from, to] = version === 4 ? [LEFT4, '10.92.0.3'] : [LEFT6, 'fd92::3']
       ipBatch([`address add ${to}/${version === 4 ? 24 : 64} dev m0${version === 6 ? ' nodad' : ''}`], MID)
       const { device, handle } = rig.open('m0', { receive: true })
-      rig.steer('m0', [handle], map => tunnelPackets(map, Uint8Array.from(address(to)), 4789))
+      rig.steer('m0', [handle], map => tunnelPackets(map, { address: Uint8Array.from(address(to)), port: 4789 }))
       const kernel = new Wire(MID, 'm0')
       const sender = openXdp(umemOf(rig.handle), { namespace: LEFT, interface: 'l0', receive: false, share: handle })
       const out = new XdpDevice(rig.pool, new StageCounters('l0'), sender)
