@@ -13,6 +13,7 @@ import { addressBytes } from '../control/tunnel.ts'
 import { type OffloadRung, openUnderlay, underlayDevices } from '../control/underlay.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { DetourError } from '../errors.ts'
+import { DetourError } from '../errors.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { createLiveFlowTable } from '../flow/live.ts'
 import type { Steering } from '../flow/steering.ts'
@@ -210,6 +211,8 @@ function openDevices(
       const seen = { name, mtu, rung: offloadRung, features, missed: underlay.missed, close: underlay.close }
       if (offloadRung !== 'udp-socket') return { devices: underlayDevices(underlay), ...seen }
     }
+    if (arriving !== undefined)
+      throw new DetourError('bad-config', `profile ${profile} has two ports, which want an interface: give --interface`)
     if (arriving !== undefined)
       throw new DetourError('bad-config', `profile ${profile} has two ports, which want an interface: give --interface`)
     const { kind } = steering
