@@ -2,17 +2,8 @@
 
 import type { Hook } from './bpf.ts'
 import { ERRNO, must } from './libc.ts'
-import {
-  attribute,
-  cString,
-  NLM_F_ACK,
-  NLM_F_CREATE,
-  NLM_F_EXCL,
-  RTM,
-  type Rtnetlink,
-  rtnetlinkIn,
-  words,
-} from './rtnetlink.ts'
+import { attribute, cString, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, words } from './netlink.ts'
+import { RTM, type Rtnetlink, rtnetlinkIn } from './rtnetlink.ts'
 
 const CLSACT = 0xffff_fff1
 const CLSACT_HANDLE = 0xffff_0000

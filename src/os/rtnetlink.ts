@@ -1,24 +1,24 @@
-// Links, addresses, routes and neighbours of a network namespace by netlink (rtnetlink(7), linux/rtnetlink.h). A socket
-// stays bound to the namespace that it was opened in, so questions and events need no entering afterwards.
-//
-// NB: an open socket keeps its namespace alive: close it when the namespace's name is gone, or its interfaces never end.
+// Links, addresses, routes and neighbours of a network namespace by netlink (rtnetlink(7), linux/rtnetlink.h).
 
 import { DetourError } from '../errors.ts'
-import { AF, addressOf, bind, close, ERRNO, must, read, SOCK, socket, systemError, write } from './libc.ts'
-import { inNamespace } from './netns.ts'
+import { AF, ERRNO, must, read } from './libc.ts'
+import {
+  ANY,
+  attribute,
+  BUFFER,
+  bufferAddress,
+  bytes,
+  cString,
+  type Message,
+  Netlink,
+  NLM_F_ACK,
+  NLM_F_CREATE,
+  NLM_F_DUMP,
+  view,
+  words,
+} from './netlink.ts'
 
-const AF_NETLINK = 16
-const NETLINK_ROUTE = 0
-const HEADER = 16
-const NLM_F_REQUEST = 1
-/** The kernel says when it is done. */
-export const NLM_F_ACK = 4
-const NLM_F_DUMP = 0x300
-/** What is not there yet is made; with EXCL, it must not be there. */
-export const NLM_F_EXCL = 0x200
-export const NLM_F_CREATE = 0x400
-const ERROR = 2
-const DONE = 3
+const decoder = new TextDecoder()
 
 /** Kinds of events to hear of (RTMGRP_*). */
 export const GROUP = {
@@ -67,9 +67,6 @@ const RTN_UNICAST = 1
 /** States of a neighbour entry whose address the kernel would use (NUD_VALID): reachable, stale, delay, probe, permanent, noarp. */
 const NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x80 | 0x40
 
-/** The largest datagram that the kernel sends here is 32 KiB (netlink_recvmsg). */
-const BUFFER = 65_536
-
 /** An interface. */
 export interface Link {
   index: number
@@ -117,38 +114,8 @@ export interface Route {
 /** What has changed; `link` comes with its new state, of all else only the interface is told. */
 export type NetEvent = { kind: 'link'; link: Link; gone: boolean } | { kind: 'address' | 'filter'; index: number }
 
-// One buffer for all sockets of a thread: nothing in it outlives a call.
-const bytes = new Uint8Array(BUFFER)
-const view = new DataView(bytes.buffer)
-const bufferAddress = addressOf(bytes)
-const decoder = new TextDecoder()
-
-interface Message {
-  type: number
-  /** Position of the payload in the buffer, and of its end. */
-  at: number
-  end: number
-}
-
-/** A netlink socket in a namespace: one thread. */
-export class Rtnetlink {
-  /** Polls readable when `events` has something. */
-  readonly fd: number
-
-  /**
-   * Opens a socket in a namespace (a name or path; '' is the current one). One that hears of `groups` (GROUP bits) is for `events`, one
-   * without is for questions. Throws DetourError.
-   */
-  constructor(namespace: string, groups = 0) {
-    this.fd = inNamespace(namespace, () =>
-      must(socket(AF_NETLINK, SOCK.RAW | SOCK.NONBLOCK, NETLINK_ROUTE), 'socket', 'netlink'),
-    )
-    const result = bind(this.fd, Uint32Array.of(AF_NETLINK, 0, groups))
-    if (result >= 0) return
-    close(this.fd)
-    throw systemError('bind', 'netlink', result)
-  }
-
+/** A socket for questions about a namespace, and changes, or for its events: one thread. */
+export class Rtnetlink extends Netlink {
   /** An interface by name or index; undefined when there is none. */
   link(which: string | number): Link | undefined {
     const named = typeof which === 'string'
@@ -259,56 +226,6 @@ export class Rtnetlink {
     }
   }
 
-  close(): void {
-    close(this.fd)
-  }
-
-  /** Sends a message (rtnetlink(7)) that is answered by one: 0 when that is what was asked for or an acknowledgement, else -errno. */
-  request(type: number, flags: number, payload: number[]): number {
-    this.send(type, flags, payload)
-    const n = must(read(this.fd, bufferAddress, BUFFER), 'read', `netlink request ${type}`)
-    for (const message of this.messages(n)) return message.type === ERROR ? view.getInt32(message.at, true) : 0
-    return -ERRNO.EPROTO
-  }
-
-  // The kernel works on a request while it is being sent, so the answer is there when write(2) returns.
-  private *ask(type: number, flags: number, payload: number[], allowed = 0): Generator<Message> {
-    this.send(type, flags, payload)
-    for (;;) {
-      const n = must(read(this.fd, bufferAddress, BUFFER), 'read', `netlink request ${type}`)
-      for (const message of this.messages(n)) {
-        if (message.type === DONE) return
-        if (message.type !== ERROR) {
-          yield message
-          continue
-        }
-        const code = view.getInt32(message.at, true)
-        if (code < 0 && allowed !== ANY && code !== -allowed) throw systemError('netlink request', `${type}`, code)
-        return
-      }
-      if ((flags & NLM_F_DUMP) === 0) return
-    }
-  }
-
-  private send(type: number, flags: number, payload: number[]): void {
-    const request = Uint8Array.from([
-      ...words(HEADER + payload.length),
-      ...[type & 255, type >> 8, (flags | NLM_F_REQUEST) & 255, (flags | NLM_F_REQUEST) >> 8],
-      ...words(0, 0),
-      ...payload,
-    ])
-    must(write(this.fd, addressOf(request), request.length), 'write', `netlink request ${type}`)
-  }
-
-  private *messages(length: number): Generator<Message> {
-    for (let at = 0; at + HEADER <= length; ) {
-      const size = view.getUint32(at, true)
-      if (size < HEADER || at + size > length) return
-      yield { type: view.getUint16(at + 4, true), at: at + HEADER, end: at + size }
-      at += (size + 3) & ~3
-    }
-  }
-
   private readEvent(message: Message): NetEvent | undefined {
     const { type, at } = message
     switch (type) {
@@ -348,23 +265,6 @@ export class Rtnetlink {
       txDropped: stats < 0 ? 0 : Number(view.getBigUint64(stats + 4 + TX_DROPPED, true)),
     }
   }
-
-  /** A copy of an attribute's value. */
-  private attribute(at: number, end: number, type: number): Uint8Array | undefined {
-    const found = this.find(at, end, type)
-    return found < 0 ? undefined : bytes.slice(found + 4, found + view.getUint16(found, true))
-  }
-
-  /** Where an attribute lies whose value has at least four bytes, or -1. */
-  private find(at: number, end: number, type: number): number {
-    while (at + 4 <= end) {
-      const size = view.getUint16(at, true)
-      if (size < 4 || at + size > end) return -1
-      if ((view.getUint16(at + 2, true) & 0x3fff) === type) return size < 8 ? -1 : at
-      at += (size + 3) & ~3
-    }
-    return -1
-  }
 }
 
 /** Opens a socket in a namespace that may go, or be about to come, at any moment; undefined while there is none. */
@@ -378,21 +278,4 @@ export function rtnetlinkIn(namespace: string, groups = 0): Rtnetlink | undefine
   }
 }
 
-/** Any error means "there is none". */
-const ANY = -1
-
 const familyOf = (address: Uint8Array) => (address.length === 4 ? AF.INET : AF.INET6)
-
-/** Text as the kernel reads it. */
-export const cString = (text: string) => new TextEncoder().encode(`${text}\0`)
-
-/** 32-bit words as the bytes of a little-endian machine. */
-export function words(...values: number[]): number[] {
-  return values.flatMap(value => [value & 255, (value >> 8) & 255, (value >> 16) & 255, value >>> 24])
-}
-
-/** struct rtattr: length, type, value, padding to four bytes. */
-export function attribute(type: number, value: ArrayLike<number>): number[] {
-  const size = 4 + value.length
-  return [size & 255, size >> 8, type & 255, type >> 8, ...Array.from(value), ...Array(-size & 3).fill(0)]
-}
