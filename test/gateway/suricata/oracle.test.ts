@@ -7,8 +7,8 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { tunnelOf } from '../../../src/cli/options.ts'
-import { readRuleFiles } from '../../../src/gateway/suricata/parse.ts'
 import { ALLOW_ALL } from '../../../src/gateway/rules.ts'
+import { readRuleFiles } from '../../../src/gateway/suricata/parse.ts'
 import { runReplay } from '../../../src/lab/replay.ts'
 
 const PYTHON = '/usr/bin/python3'
@@ -30,9 +30,23 @@ const hex = (text: string) => Buffer.from(text, 'latin1').toString('hex')
 const ANSWER = 'HTTP/1.1 200 OK\r\nServer: evil-server\r\nContent-Length: 2\r\n\r\nok'
 /** A text cut into parts of so many bytes. */
 const cut = (text: string, size: number): Flow['said'] =>
-  Array.from({ length: Math.ceil(text.length / size) }, (_, i) => [0, i * size, hex(text.slice(i * size, (i + 1) * size))])
-const tcp = (name: string, text: string, more: Partial<Flow> = {}): Flow => ({ name, said: [[0, 0, hex(text)]], ...more })
-const asked = (name: string, head: string): Flow => ({ name, said: [[0, 0, hex(head)], [1, 0, hex(ANSWER)]] })
+  Array.from({ length: Math.ceil(text.length / size) }, (_, i) => [
+    0,
+    i * size,
+    hex(text.slice(i * size, (i + 1) * size)),
+  ])
+const tcp = (name: string, text: string, more: Partial<Flow> = {}): Flow => ({
+  name,
+  said: [[0, 0, hex(text)]],
+  ...more,
+})
+const asked = (name: string, head: string): Flow => ({
+  name,
+  said: [
+    [0, 0, hex(head)],
+    [1, 0, hex(ANSWER)],
+  ],
+})
 const get = (target: string, more = '') => `GET ${target} HTTP/1.1\r\nHost: www.example.com\r\n${more}\r\n`
 
 function query(name: string): string {
@@ -64,7 +78,13 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       tcp('again and again', 'aXaYabZ--aXb'),
       tcp('six', 'xx ATTACK over six', { six: true }),
       tcp('another port', 'ATTACK', { port: 8081 }),
-      { name: 'from the server', said: [[0, 0, hex('hello')], [1, 0, hex('xx ATTACK yy')]] },
+      {
+        name: 'from the server',
+        said: [
+          [0, 0, hex('hello')],
+          [1, 0, hex('xx ATTACK yy')],
+        ],
+      },
     ],
     rules: [
       'tcp any any -> any any (content:"ATTACK";',
@@ -96,7 +116,7 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'ip any any -> any any (content:"ATTACK"; content:"yy"; distance:1; within:2;',
     ],
   },
-  'expressions': {
+  expressions: {
     flows: [
       tcp('digits', 'id=12345&x'),
       tcp('letters', 'id=abcde&x'),
@@ -118,7 +138,7 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'http any any -> any any (http.header; content:"Host"; pcre:"/^Host: [^\\r\\n]+example/H";',
     ],
   },
-  'HTTP': {
+  HTTP: {
     flows: [
       asked('plain', get('/index.html', 'User-Agent: Mozilla/5.0 bad-bot\r\n')),
       asked('a post', `POST /login HTTP/1.1\r\nHost: Evil.Example\r\nContent-Length: 9\r\n\r\nuser=root`),
@@ -128,7 +148,14 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       asked('absolute', get('http://other.example/path?x=1')),
       asked('pipelined', get('/first') + get('/second', 'User-Agent: curl/8\r\n')),
       { name: 'cut', said: [...cut(get('/admin/panel'), 7), [1, 0, hex(ANSWER)]] },
-      { name: 'another port', port: 8081, said: [[0, 0, hex(get('/admin'))], [1, 0, hex(ANSWER)]] },
+      {
+        name: 'another port',
+        port: 8081,
+        said: [
+          [0, 0, hex(get('/admin'))],
+          [1, 0, hex(ANSWER)],
+        ],
+      },
       tcp('no HTTP', 'SSH-2.0-admin /admin GET\r\n'),
     ],
     rules: [
@@ -180,11 +207,28 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'tcp any any -> any any (content:"evil.example";',
     ],
   },
-  'datagrams': {
+  datagrams: {
     flows: [
       { name: 'one way', kind: 'udp', port: 9000, said: [[0, 0, hex('PING one')]] },
-      { name: 'both ways', kind: 'udp', port: 9000, said: [[0, 0, hex('PING')], [1, 0, hex('PONG')], [0, 0, hex('PING two')]] },
-      { name: 'echo', kind: 'icmp', port: 0, said: [[0, 0, hex('covert data')], [1, 0, hex('covert data')]] },
+      {
+        name: 'both ways',
+        kind: 'udp',
+        port: 9000,
+        said: [
+          [0, 0, hex('PING')],
+          [1, 0, hex('PONG')],
+          [0, 0, hex('PING two')],
+        ],
+      },
+      {
+        name: 'echo',
+        kind: 'icmp',
+        port: 0,
+        said: [
+          [0, 0, hex('covert data')],
+          [1, 0, hex('covert data')],
+        ],
+      },
     ],
     rules: [
       'udp any any -> any 9000 (content:"PING";',
@@ -196,14 +240,21 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'udp any any -> any any (content:!"PONG"; content:!"two";',
     ],
   },
-  'evasions': {
+  evasions: {
     flows: [
       { name: 'a byte a segment', said: cut('xx ATTACK yy ENDED', 1) },
       { name: 'backwards', said: cut('xx ATTACK yy ENDED', 4).reverse() },
       { name: 'shuffled', said: [1, 0, 3, 2, 4].map(i => cut('xx ATTACK yy ENDED', 4)[i]) },
       { name: 'across the wrap', isn: 0xffff_ffff - 1000 - 6, said: cut('xx ATTACK yy ENDED', 4) },
       { name: 'sent twice', said: [...cut('xx ATTACK yy ENDED', 6), ...cut('xx ATTACK yy ENDED', 9)] },
-      { name: 'overlapping', said: [[0, 0, hex('xx ATT')], [0, 4, hex('TTACK y')], [0, 9, hex('CK yy ENDED').slice(2)]] },
+      {
+        name: 'overlapping',
+        said: [
+          [0, 0, hex('xx ATT')],
+          [0, 4, hex('TTACK y')],
+          [0, 9, hex('CK yy ENDED').slice(2)],
+        ],
+      },
       { name: 'behind much else', said: cut(`${'z'.repeat(5000)}ATTACK yy ENDED`, 1000) },
       { name: 'a request backwards', said: [...cut(get('/admin'), 11).reverse(), [1, 0, hex(ANSWER)]] },
     ],
@@ -240,7 +291,11 @@ describe.skipIf(reason !== '')(`rules find what Suricata finds by them${reason}`
 
   /** Alerts of EVE lines: `sid name-of-flow`, each once. */
   const alerts = (path: string, flows: Flow[]) => {
-    const events = readFileSync(path, 'utf8').trimEnd().split('\n').filter(line => line !== '').map(line => JSON.parse(line))
+    const events = readFileSync(path, 'utf8')
+      .trimEnd()
+      .split('\n')
+      .filter(line => line !== '')
+      .map(line => JSON.parse(line))
     const told = events
       .filter(event => event.event_type === 'alert')
       .map(({ alert, src_port: from = 0, dest_port: to = 0 }) => {
@@ -254,7 +309,20 @@ describe.skipIf(reason !== '')(`rules find what Suricata finds by them${reason}`
     const logs = join(folder, 'logs')
     rmSync(logs, { recursive: true, force: true })
     mkdirSync(logs)
-    const args = ['-c', '/etc/suricata/suricata.yaml', '-r', input, '-S', rules, '-l', logs, '-k', 'none', '--runmode', 'single']
+    const args = [
+      '-c',
+      '/etc/suricata/suricata.yaml',
+      '-r',
+      input,
+      '-S',
+      rules,
+      '-l',
+      logs,
+      '-k',
+      'none',
+      '--runmode',
+      'single',
+    ]
     const ran = spawnSync('suricata', args, { encoding: 'utf8' })
     expect(ran.stderr + ran.stdout).not.toMatch(/error parsing/)
     return alerts(join(logs, 'eve.json'), flows)
@@ -264,7 +332,16 @@ describe.skipIf(reason !== '')(`rules find what Suricata finds by them${reason}`
     const eve = join(folder, 'eve.json')
     rmSync(eve, { force: true })
     const { signatures } = readRuleFiles([rules], {}, 'refuse')
-    await runReplay({ input, eve, signatures, tunnel: tunnelOf({}), policy: ALLOW_ALL, live: false, rate: 'max', workers })
+    await runReplay({
+      input,
+      eve,
+      signatures,
+      tunnel: tunnelOf({}),
+      policy: ALLOW_ALL,
+      live: false,
+      rate: 'max',
+      workers,
+    })
     return alerts(eve, flows)
   }
 
