@@ -151,7 +151,7 @@ describe.skipIf(missing !== '')(title('os'), () => {
     heartbeat.disable()
     read()
     expect(value.getUint32(4, true)).toBe(0)
-    expect(heartbeat.read()).toEqual({ redirected: 0, passed: 0, dropped: 0 })
+    expect(new Set(Object.values(heartbeat.read()))).toEqual(new Set([0]))
     heartbeat.close()
     closeSync(found)
     unpin(directory)
