@@ -6,7 +6,9 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { ATTACH_RUNGS, type AttachRung, OFFLOAD_RUNGS, type OffloadRung, type WorkerCount } from '../control/config.ts'
 import { settingsOf } from '../control/profile.ts'
 import { type ControlServer, dropRows, serveControl, stageRows } from '../control/socket.ts'
+import { FAULT_NAMES, type Fault, parseFaults, SETTING_NAMES, SETTINGS } from '../device/faults.ts'
 import { DetourError } from '../errors.ts'
+import { readFaults } from '../gateway/faults-file.ts'
 import { type GatewayOptions, type RunningGateway, startGateway } from '../gateway/gateway.ts'
 import { PROFILE_NAMES, type ProfileName } from '../pipeline/profile.ts'
 import { addPolicyFlags, type PolicyFlags, parseWorkerCount, policyOf, settingOption, signaturesOf } from './options.ts'
@@ -25,6 +27,9 @@ interface Options extends PolicyFlags {
   attach: AttachRung
   workers: WorkerCount
   write?: string
+  faults?: string
+  fault: string[]
+  seed: number
   strictReserved?: boolean
   zeroChecksum6?: boolean
   control?: string
@@ -64,6 +69,14 @@ export function gatewayCommand(): Command {
     )
     .option('--workers <N>', 'threads that share the flows, or auto; more than one need CAP_BPF', parseWorkerCount, 1)
     .option('-w, --write <FILE>', 'capture what comes in and goes out to a pcap file')
+    .option('--faults <FILE>', 'a schedule (YAML) of what shall go wrong; see detour fault --help')
+    .option(
+      '--fault <SPEC>',
+      'something that shall go wrong, such as drop=10%,port=80; may be repeated',
+      (spec, specs: string[]) => [...specs, spec],
+      [],
+    )
+    .option('--seed <N>', "the faults' dice", parseSeed, 1)
     .option('--strict-reserved', 'drop VXLAN packets with reserved bits set, as Linux does')
     .option('--zero-checksum6', 'accept zero UDP checksums over IPv6 (RFC 6935)')
     .option('--control <SOCKET>', 'control socket for detour show; a default of its own otherwise')
@@ -79,6 +92,7 @@ The rule file; the first rule that matches decides:
 
 Examples:
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml --log verdicts.jsonl
+  detour gateway --listen 0.0.0.0 --fault drop=1% --fault delay=50ms,at=30s,for=10s
   detour gateway --listen 0.0.0.0 --policy policies/ --inventory cluster.json --deny-with 403
   detour gateway --listen [::1]:4789 --profile vxlan --log -
   sudo detour gateway --listen 10.99.0.2 --namespace endpoint --interface eth0`,
@@ -131,8 +145,23 @@ function startOptions(options: Options): Omit<GatewayOptions, 'policy' | 'signat
     attach: options.attach,
     workers: options.workers,
     capture: write === undefined ? undefined : { path: write },
+    faults: faultsOf(options),
+    faultSeed: options.seed,
     tunnel: { strictReserved, zeroChecksum6 },
   }
+}
+
+/** The faults of the schedule and of the SPECs. Throws DetourError. */
+function faultsOf({ faults: file, fault: specs, seed }: Options): Fault[] | undefined {
+  const faults = file === undefined ? [] : readFaults(file, seed)
+  for (const spec of specs) faults.push(...parseFaults(spec, FAULT_NAMES, SETTING_NAMES, seed).faults)
+  return faults.length === 0 ? undefined : faults
+}
+
+function parseSeed(word: string): number {
+  const seed = SETTINGS.seed.read(word)
+  if (seed === undefined) throw new InvalidArgumentError(`Allowed: ${SETTINGS.seed.allowed}.`)
+  return seed
 }
 
 function introduce({

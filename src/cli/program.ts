@@ -38,6 +38,11 @@ const COMMANDS: Entry[] = [
     load: async () => (await import('./profiles.ts')).profilesCommand(),
   },
   {
+    name: 'fault',
+    summary: 'what shall go wrong at a running gateway: loss, delay, damage, death',
+    load: async () => (await import('./fault.ts')).faultCommand(),
+  },
+  {
     name: 'policy',
     summary: 'Kubernetes and Cilium network policies, checked and explained',
     load: async () => (await import('./policy.ts')).policyCommand(),
@@ -74,6 +79,7 @@ Examples:
   sudo detour lab --profile vxlan --fail open       the whole topology on this machine, with a report
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml
   detour profiles aws-gwlb                          what a cloud's gateway load balancer sends and expects
+  detour fault add drop --share 10% --for 30s
   detour policy explain --policy policies/ --inventory cluster.json --from shop/web-0 --to shop/db-0 --port 5432
   detour replay -r in.pcap -w returned.pcap --policy rules.yaml
   zcat in.pcap.gz | detour encap -r - -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7

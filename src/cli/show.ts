@@ -26,7 +26,9 @@ interface ShowOptions {
 /** The subcommand `show`. */
 export function showCommand(): Command {
   return new Command('show')
-    .description('Shows counters, drops, flows, attachments, endpoints, the underlay or alarms of a running detour.')
+    .description(
+      'Shows counters, drops, flows, attachments, endpoints, the underlay, alarms or faults of a running detour.',
+    )
     .addArgument(new Argument('<topic>', TOPICS.join(', ')).argParser(parseTopic))
     .option('-w, --watch [SECONDS]', 'again every second, or as often as said, with rates', parseSeconds)
     .option('--json', 'data instead of a table; with --watch one object a line')

@@ -6,7 +6,7 @@ import type { FlowRow, Histogram } from '../control/source.ts'
 import { bitRate, bytes, type Column, count, duration, type Paint, packetRate, table } from './table.ts'
 
 /** The topics that people can ask for. */
-export const TOPICS = ['stats', 'drops', 'flows', 'attachments', 'endpoints', 'underlay', 'alarms'] as const
+export const TOPICS = ['stats', 'drops', 'flows', 'attachments', 'endpoints', 'underlay', 'alarms', 'faults'] as const
 export type ShowTopic = (typeof TOPICS)[number]
 
 /** How a view is to be drawn. */
@@ -171,6 +171,19 @@ export const VIEWS: Views = {
     const columns = [left('STATE'), right('SINCE'), right('TIMES'), left('ALARM')]
     const cells = rows.map(row => [row.raised ? 'RAISED' : 'over', duration(row.sinceMs), count(row.times), row.text])
     return table(columns, cells, paint)
+  },
+
+  faults({ rows }, { paint, before }) {
+    if (rows.length === 0) return ['no faults']
+    const rate = rates(before, row => String(row.id))
+    return cells(rows, paint, [
+      [right('ID'), row => String(row.id)],
+      [left('STATE'), row => row.state],
+      [right('LEFT'), row => (row.leftMs === undefined ? '-' : duration(row.leftMs))],
+      [right('PACKETS'), row => count(row.packets)],
+      ...rate([right('PACKETS/S'), (row, per) => packetRate(per(of => of.packets, row))]),
+      [left('FAULT'), row => row.spec],
+    ])
   },
 }
 

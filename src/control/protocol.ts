@@ -16,6 +16,7 @@ import type {
   AlarmRow,
   AttachmentRow,
   EndpointRow,
+  FaultRow,
   FlowPage,
   FlowQuery,
   TracePage,
@@ -86,6 +87,10 @@ export interface RequestBodies {
   endpoints: object
   trace: TraceRequest
   reload: object
+  faults: object
+  addFault: { spec: string }
+  /** All of them without an id. */
+  clearFaults: { id?: number }
 }
 
 /** Reply bodies by the name of what was asked. */
@@ -106,6 +111,11 @@ export interface ReplyBodies {
   endpoints: Rows<EndpointRow>
   trace: TracePage
   reload: ReloadReply
+  faults: Rows<FaultRow>
+  /** What was added. */
+  addFault: Rows<FaultRow>
+  /** What was taken away. */
+  clearFaults: Rows<FaultRow>
 }
 
 export type Topic = keyof RequestBodies

@@ -23,7 +23,14 @@ import {
   VERSIONS,
 } from './protocol.ts'
 import { prepareDirectory, socketDirectory, socketPath } from './registry.ts'
-import { FLOW_LIMIT, FLOW_ORDERS, type FlowQuery, type Source, type WorkerCounters } from './source.ts'
+import {
+  type FaultControl,
+  FLOW_LIMIT,
+  FLOW_ORDERS,
+  type FlowQuery,
+  type Source,
+  type WorkerCounters,
+} from './source.ts'
 
 /** Where the server listens and how much it bears. */
 export interface ControlOptions {
@@ -216,6 +223,9 @@ async function answer(request: Request, source: Source, operations?: Operations)
     return encodeReply({ id, failure: { code: 'too-large', message } })
   } catch (error) {
     const { message } = error as Error
+    if (request.body === 'addFault' || request.body === 'clearFaults') {
+      if (error instanceof DetourError) return encodeReply({ id, failure: { code: 'bad-request', message } })
+    }
     if (error instanceof OperationFailure) return encodeReply({ id, failure: { code: error.code, message } })
     return encodeReply({ id, failure: { code: 'internal', message: `${request.body}: ${message}` } })
   }
@@ -264,9 +274,20 @@ async function read(request: Request, source: Source): Promise<Partial<Reply>> {
     case 'trace':
       if (source.trace !== undefined) return { trace: await source.trace(request.trace!) }
       return { failure: { code: 'unknown-request', message: `a ${source.info().face} has no stages to trace` } }
+    case 'faults':
+    case 'addFault':
+    case 'clearFaults':
+      if (source.faults !== undefined) return control(request, source.faults)
+      return { failure: { code: 'unknown-request', message: `a ${source.info().face} has no faults on demand` } }
     default:
       return { failure: { code: 'unknown-request', message: 'this version does not know the request' } }
   }
+}
+
+async function control(request: Request, faults: FaultControl): Promise<Partial<Reply>> {
+  if (request.body === 'addFault') return { addFault: { rows: await faults.add(request.addFault!.spec) } }
+  if (request.body === 'clearFaults') return { clearFaults: { rows: await faults.clear(request.clearFaults!.id) } }
+  return { faults: { rows: faults.rows() } }
 }
 
 function clamp(query: FlowQuery): FlowQuery {

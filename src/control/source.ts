@@ -237,6 +237,27 @@ export interface TracePage {
   lost: number
 }
 
+/** One fault on demand. */
+export interface FaultRow {
+  id: number
+  /** As it would be written: `drop,share=10%,port=80`. */
+  spec: string
+  state: 'waiting' | 'active' | 'over'
+  /** How many packets it has befallen. */
+  packets: number
+  /** Until it begins or ends; undefined where it has no end. */
+  leftMs?: number
+}
+
+/** Faults on demand. */
+export interface FaultControl {
+  rows(): FaultRow[]
+  /** Adds the faults of a SPEC; resolves when every worker has them. Throws DetourError for one that is not allowed. */
+  add(spec: string): Promise<FaultRow[]>
+  /** Ends and forgets one fault, or all; resolves to those when no worker has them any more. Throws DetourError where there is none of the id. */
+  clear(id?: number): Promise<FaultRow[]>
+}
+
 /** What the control server reads from; functions return at once or soon, and do not throw for an empty table. */
 export interface Source {
   info(): FaceInfo
@@ -252,6 +273,8 @@ export interface Source {
   flowLogLost?(): number
   /** Throws DetourError when another client traces, or the attachment is not there. */
   trace?(request: TraceRequest): Promise<TracePage>
+  /** Of faces that do wrong when asked to. */
+  faults?: FaultControl
 }
 
 /** More rows than this are never sent. */

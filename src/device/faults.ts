@@ -133,6 +133,7 @@ export function parseFaults(
   text: string,
   kinds: readonly FaultKind[] = FAULT_NAMES,
   allowedSettings: readonly SettingName[] = SETTING_NAMES,
+  usualSeed = 1,
 ): Faults {
   const named: { kind: FaultKind; own: Settings; word: string }[] = []
   const shared: Settings = {}
@@ -148,7 +149,7 @@ export function parseFaults(
       read(word, name, name as SettingName, value, shared)
     } else throw usage(word, `allowed are ${[...kinds, ...allowedSettings].join(', ')}, as in drop=1%,seed=7`)
   }
-  const seed = shared.seed ?? 1
+  const seed = shared.seed ?? usualSeed
   const faults = named.map(({ kind, own, word }, id) => {
     const settings: Settings = { ...without(shared, kind), ...own }
     const flaw = flawOf(kind, settings)
@@ -162,14 +163,14 @@ export function parseFaults(
 /** How a fault would be written, but for its seed: `mtu=1400,larger=drop`. */
 export function describeFault({ kind, share, cidr, ...rest }: Fault): string {
   const words: (string | undefined)[] = [
-    rest.bytes !== undefined ? `${kind}=${rest.bytes}` : rest.time !== undefined ? `${kind}=${rest.time}ms` : kind,
+    rest.bytes !== undefined ? `${kind}=${rest.bytes}` : rest.time !== undefined ? `${kind}=${writeTime(rest.time)}` : kind,
     share === 1 ? undefined : `share=${Number((share * 100).toPrecision(6))}%`,
     ...(['larger', 'depth', 'direction', 'port', 'protocol'] as const).map(name =>
       rest[name] === undefined ? undefined : `${name}=${rest[name]}`,
     ),
     cidr && `cidr=${ipaddr.fromByteArray(cidr.bytes)}/${cidr.bits}`,
-    rest.at ? `at=${rest.at}ms` : undefined,
-    rest.for === undefined ? undefined : `for=${rest.for}ms`,
+    rest.at ? `at=${writeTime(rest.at)}` : undefined,
+    rest.for === undefined ? undefined : `for=${writeTime(rest.for)}`,
   ]
   return words.filter(word => word !== undefined).join(',')
 }
@@ -205,6 +206,8 @@ function readTime(text: string): number | undefined {
   const ms = Math.round(Number(digits) * UNIT_MS[unit as keyof typeof UNIT_MS])
   return ms <= LONGEST_MS ? ms : undefined
 }
+
+const writeTime = (ms: number) => (ms % 1000 === 0 ? `${ms / 1000}s` : `${ms}ms`)
 
 function readInteger(text: string, least: number, most: number): number | undefined {
   const value = /^\d{1,10}$/.test(text) ? Number(text) : -1

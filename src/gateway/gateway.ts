@@ -11,6 +11,7 @@ import { type FlowRow, type Source, selectFlows, type UnderlayRow } from '../con
 import { spawnWorker } from '../control/spawn.ts'
 import { addressBytes } from '../control/tunnel.ts'
 import { type OffloadRung, openUnderlay, underlayDevices } from '../control/underlay.ts'
+import type { Fault } from '../device/faults.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { DetourError } from '../errors.ts'
 import { DetourError } from '../errors.ts'
@@ -24,7 +25,8 @@ import { inNamespace } from '../os/netns.ts'
 import { type ProfileName, profileNamed } from '../pipeline/profile.ts'
 import type { Settings } from '../pipeline/setting.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
-import type { GatewayInput, GatewayResult } from './engine.ts'
+import type { GatewayInput, GatewayRequest, GatewayResult } from './engine.ts'
+import { FaultBoard } from './faults-board.ts'
 import type { Policy } from './judge.ts'
 import type { Signature } from './suricata/model.ts'
 
@@ -62,6 +64,10 @@ export interface GatewayOptions {
   attach?: AttachRung | 'auto'
   /** Threads that share the flows; one when not given. */
   workers?: WorkerCount
+  /** What shall go wrong, by times since the start; more may be asked for through `source`. */
+  faults?: readonly Fault[]
+  /** Of faults that say none themselves; 1 when not given. */
+  faultSeed?: number
   /** A capture file of everything the gateway receives and sends; one a worker. */
   capture?: { path: string; limitBytes?: number }
   tunnel?: Partial<Pick<TunnelConfig, 'strictReserved' | 'zeroChecksum6' | 'innerVlan' | 'ttl'>>
@@ -134,7 +140,13 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
     const name = workers === 1 ? WORKER : `${WORKER}-${worker}`
     return { name, view: new FlowView(flows), worker: spawnWorker('gateway', input, { name }) }
   })
+  const board = new FaultBoard({
+    workers,
+    seed: options.faultSeed ?? 1,
+    tell: faults => Promise.all(running.map(({ worker }) => worker.ask({ faults } satisfies GatewayRequest))),
+  })
   const end = async () => {
+    board.close()
     const ended = await Promise.allSettled(running.map(({ worker }) => worker.stop()))
     opened.close()
     shared.close()
@@ -149,6 +161,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
         return { worker: name, stages }
       }),
     )
+    if (options.faults !== undefined) await board.start(options.faults)
     const row: UnderlayRow = {
       device: opened.name,
       profile: profile.name,
@@ -171,6 +184,7 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
         flows: query => selectFlows(flows(), query, workers * FLOWS),
         attachments: () => [],
         underlay: () => [{ ...row, missed: opened.missed() }],
+        faults: board,
       },
       done: Promise.all(running.map(({ worker }) => worker.done)).then(() => {}),
       async stop() {

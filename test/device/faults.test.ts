@@ -285,7 +285,7 @@ describe('parseFaults', () => {
     ])
     const written = describeFault(faults[0])
     expect(parseFaults(`${written},seed=9`).faults).toEqual(faults)
-    expect(describeFault(parseFaults('delay=2s,share=0.125').faults[0])).toBe('delay=2000ms,share=12.5%')
+    expect(describeFault(parseFaults('delay=2s,share=0.125').faults[0])).toBe('delay=2s,share=12.5%')
   })
 
   test.each([
