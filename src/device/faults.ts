@@ -163,7 +163,11 @@ export function parseFaults(
 /** How a fault would be written, but for its seed: `mtu=1400,larger=drop`. */
 export function describeFault({ kind, share, cidr, ...rest }: Fault): string {
   const words: (string | undefined)[] = [
-    rest.bytes !== undefined ? `${kind}=${rest.bytes}` : rest.time !== undefined ? `${kind}=${writeTime(rest.time)}` : kind,
+    rest.bytes !== undefined
+      ? `${kind}=${rest.bytes}`
+      : rest.time !== undefined
+        ? `${kind}=${writeTime(rest.time)}`
+        : kind,
     share === 1 ? undefined : `share=${Number((share * 100).toPrecision(6))}%`,
     ...(['larger', 'depth', 'direction', 'port', 'protocol'] as const).map(name =>
       rest[name] === undefined ? undefined : `${name}=${rest[name]}`,
