@@ -43,6 +43,11 @@ const COMMANDS: Entry[] = [
     load: async () => (await import('./fault.ts')).faultCommand(),
   },
   {
+    name: 'conform',
+    summary: 'an inspection endpoint, asked what a cloud would ask of it, and judged',
+    load: async () => (await import('./conform.ts')).conformCommand(),
+  },
+  {
     name: 'policy',
     summary: 'Kubernetes and Cilium network policies, checked and explained',
     load: async () => (await import('./policy.ts')).policyCommand(),
@@ -80,6 +85,7 @@ Examples:
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml
   detour profiles aws-gwlb                          what a cloud's gateway load balancer sends and expects
   detour fault add drop --share 10% --for 30s
+  detour conform --profile vxlan --target 10.0.0.2 --junit conform.xml
   detour policy explain --policy policies/ --inventory cluster.json --from shop/web-0 --to shop/db-0 --port 5432
   detour replay -r in.pcap -w returned.pcap --policy rules.yaml
   zcat in.pcap.gz | detour encap -r - -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7

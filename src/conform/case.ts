@@ -1,6 +1,7 @@
 // A case: what is sent, what must come back, and where that is written.
 
 import type { Parts } from './answer.ts'
+import type { Family } from './inner.ts'
 import type { Maker, Probe } from './probe.ts'
 import type { ConformProfile } from './profile.ts'
 
@@ -34,8 +35,8 @@ export interface PacketCase extends Described {
   readonly sends: (make: Maker) => Probe[]
   /** All are sent before the first answer is waited for. */
   readonly burst?: boolean
-  /** Says what is wrong with the answer to one probe. */
-  readonly judge?: (probe: Probe, answer: Parts) => string | undefined
+  /** Says what is wrong with the answer to a probe; `sent` are the identities of all packets so far (`identityOf`). */
+  readonly judge?: (probe: Probe, answer: Parts, sent: ReadonlySet<string>) => string | undefined
   /** Says what is wrong with all answers together: probes in the order in which answers to them came. */
   readonly judgeAll?: (probes: readonly Probe[], answered: readonly Probe[]) => string | undefined
 }
@@ -58,8 +59,25 @@ export interface Hands {
   sleep(ms: number): Promise<void>
 }
 
+/** AWS's description of what an appliance owes its load balancer. */
+export const AWS_APPLIANCE = 'AWS blog, "Integrate your custom logic or appliance with AWS Gateway Load Balancer"'
+/** AWS's manual of the load balancer; a word says which part of it. */
+export const awsGuide = (part: string) => `AWS, "User Guide for Gateway Load Balancers" (${part})`
+
 export type Case = PacketCase | OtherCase
 
 /** Applies to GENEVE only, or to VXLAN only. */
 export const onlyGeneve = ({ profile }: Target) => (profile.kind === 'geneve' ? undefined : 'not GENEVE')
 export const onlyVxlan = ({ profile }: Target) => (profile.kind === 'vxlan' ? undefined : 'not VXLAN')
+
+/** One case for each IP version inside. */
+export function eachFamily(
+  one: Omit<PacketCase, 'sends'> & { sends: (make: Maker, family: Family) => Probe[] },
+): PacketCase[] {
+  return ([4, 6] as const).map(family => ({
+    ...one,
+    name: `${one.name}-ipv${family}`,
+    expected: `IPv${family} inside: ${one.expected}`,
+    sends: make => one.sends(make, family),
+  }))
+}

@@ -46,12 +46,16 @@ export function vniUnchanged({ vni }: Probe, answer: Parts): string | undefined 
   return answer.vni === vni ? undefined : `VNI ${vni} came back as ${answer.vni}`
 }
 
-/** Options and VNI are those of this very packet, not another's. */
-export function identityUnchanged(probe: Probe, answer: Parts): string | undefined {
-  return vniUnchanged(probe, answer) ?? optionsUnchanged(probe, answer)
+/** What tells whose a packet is: VNI and options. */
+export const identityOf = ({ vni, options }: Pick<Parts, 'vni' | 'options'>) => `VNI ${vni}, options ${hex(options)}`
+
+/** VNI and options are not those of another packet, as when an endpoint takes one flow for another; `sent` are all identities sent so far. */
+export function identityUnchanged(probe: Probe, answer: Parts, sent: ReadonlySet<string>): string | undefined {
+  const [own, found] = [identityOf(probe), identityOf(answer)]
+  return found === own || !sent.has(found) ? undefined : `it has what belongs to another flow: ${found}; sent: ${own}`
 }
 
-/** Bits of a field, of the inner IP header. */
+/** The traffic class of the inner IP header. */
 export function innerTos({ inner, protocol }: Pick<Parts, 'inner' | 'protocol'>): number {
   const at = protocol === ETHERTYPE.TEB ? 14 : 0
   if (inner.length < at + ipv4.HEADER) return 0

@@ -56,7 +56,7 @@ const GENEVE: ConformProfile = {
   kind: 'geneve',
   port: geneve.PORT,
   inner: 'ethernet',
-  vnis: [1, 0, 0xfffffe],
+  vnis: [1, 2, 0xfffffe],
   ports: 'tunnel',
   source: 'RFC 8926',
   metadata(flow, reply) {
@@ -72,7 +72,7 @@ const VXLAN: ConformProfile = {
   kind: 'vxlan',
   port: vxlan.PORT,
   inner: 'ethernet',
-  vnis: [1, 0, 0xfffffe],
+  vnis: [1, 2, 0xfffffe],
   ports: 'tunnel',
   source: 'RFC 7348',
   metadata: none,

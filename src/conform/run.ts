@@ -3,6 +3,7 @@
 import { type Answer, parts } from './answer.ts'
 import type { Case, Hands, PacketCase, Target } from './case.ts'
 import type { Channel } from './channel.ts'
+import { identityOf } from './judges.ts'
 import { type Maker, type Probe, tokenIn } from './probe.ts'
 import { line } from './report.ts'
 
@@ -60,9 +61,17 @@ interface Verdict {
   seen: string
 }
 
+function endsWith(packet: Uint8Array, tail: Uint8Array): boolean {
+  return Buffer.compare(packet.subarray(Math.max(0, packet.length - tail.length)), tail) === 0
+}
+
+/** Runs cases one after the other. */
 export class Runner {
   private readonly options: RunOptions
   private packets: Captured[] = []
+  private readonly identities = new Set<string>()
+  /** Probes that have no room for a token: SYNs and the like. */
+  private readonly bare: Probe[] = []
   /** The case after which the endpoint did not answer any more. */
   private deadSince?: string
 
@@ -93,7 +102,11 @@ export class Runner {
     if (verdict === undefined) return result('pass')
     if (exchange.silent || exchange.missing !== undefined) await this.lookForLife(name, exchange, verdict)
     const { probe, seen } = verdict
-    return result('fail', { sent: probe && line(this.options.target.profile, probe.packet), seen })
+    return result('fail', { sent: probe && this.line(probe.packet), seen })
+  }
+
+  private line(packet: Uint8Array): string {
+    return line(this.options.target.profile.kind, this.options.channel.port, packet)
   }
 
   private hands(): Hands {
@@ -137,6 +150,8 @@ export class Runner {
   private send(probe: Probe, sent: Map<number, number>): string | undefined {
     this.packets.push({ packet: probe.packet, time: Date.now() })
     sent.set(probe.token, performance.now())
+    this.identities.add(identityOf(probe))
+    if (tokenIn(probe.packet) === 0) this.bare.push(probe)
     return this.options.channel.send(probe.packet, probe.wrongChecksum)
   }
 
@@ -155,11 +170,12 @@ export class Runner {
       this.packets.push({ packet, time: Date.now() })
       const token = tokenIn(packet)
       if (awaited.some(probe => probe.token === token && !probes.includes(probe))) return true
-      // What bears no token that can be read answers the last probe that has had none.
+      const known = token === 0 ? this.bare.findLast(each => endsWith(packet, each.inner))?.token : token
+      // What cannot be told by token or content answers the last probe that has had no answer.
       const probe =
-        token === 0
+        known === undefined
           ? probes.findLast(each => sent.has(each.token) && !answers.has(each.token))
-          : probes.find(each => each.token === token)
+          : probes.find(each => each.token === known)
       if (probe === undefined) continue
       answered.push(probe)
       const ms = performance.now() - (sent.get(probe.token) ?? 0)
@@ -175,11 +191,11 @@ export class Runner {
       const answer = answers.get(probe.token)
       if (probe === missing) return { probe, seen: `nothing came back within ${timeoutMs} ms` }
       if (answer === undefined) continue
-      const shown = line(target.profile, answer.packet)
+      const shown = this.line(answer.packet)
       if (probe.fate === 'nothing') return { probe, seen: `it came back: ${shown}` }
       if (one.judge === undefined) continue
       const read = parts(target.profile, answer.packet)
-      const wrong = typeof read === 'string' ? read : one.judge(probe, read)
+      const wrong = typeof read === 'string' ? read : one.judge(probe, read, this.identities)
       if (wrong !== undefined) return { probe, seen: `${wrong}; ${shown}` }
     }
     if (silent)

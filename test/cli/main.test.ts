@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { detour } from './run.ts'
 
-const COMMANDS = ['lab', 'gateway', 'profiles', 'fault', 'policy', 'replay', 'encap', 'decap', 'show', 'trace']
+const COMMANDS = ['lab', 'gateway', 'profiles', 'fault', 'conform', 'policy', 'replay', 'encap', 'decap', 'show', 'trace']
 
 describe('help', () => {
   test('names every command and shows examples', async () => {

@@ -1,12 +1,12 @@
 // Cases about flows: metadata of each, order, and what a load balancer's stickiness takes for granted.
 
-import type { PacketCase } from '../case.ts'
+import { AWS_APPLIANCE, awsGuide, type PacketCase } from '../case.ts'
 import { udpPacket } from '../inner.ts'
-import { identityUnchanged, innerUnchanged } from '../judges.ts'
+import { identityUnchanged } from '../judges.ts'
 import type { Probe } from '../probe.ts'
 import { connection } from './inner.ts'
 
-const AWS_FLOWS = 'AWS, "Gateway Load Balancer: appliance integration" (flow cookie)'
+const AWS_FLOWS = `${AWS_APPLIANCE} (flow cookie)`
 const MANY = 500
 const IN_ORDER = 48
 
@@ -16,7 +16,7 @@ const numbers = (probes: readonly Probe[], answered: readonly Probe[]) => answer
 export const FLOW_CASES: readonly PacketCase[] = [
   {
     name: 'answers',
-    section: 'RFC 8926 section 4.1, RFC 7348 section 4',
+    section: 'RFC 8926 section 1, RFC 7348 section 4.1',
     expected: 'a plain UDP packet is answered',
     sends: make => [make.plain()],
   },
@@ -39,17 +39,16 @@ export const FLOW_CASES: readonly PacketCase[] = [
       const flow = make.flow()
       return [0, 1, 0].map(source => make.plain(flow, { source: source as 0 | 1 }))
     },
-    judge: innerUnchanged,
   },
   {
     name: 'flow-many',
-    section: 'AWS, "Gateway Load Balancers: considerations"',
+    section: awsGuide('flow stickiness'),
     expected: `all of ${MANY} flows are answered`,
     sends: make => Array.from({ length: MANY }, () => make.plain()),
   },
   {
     name: 'flow-order',
-    section: 'RFC 4448 section 4.6, RFC 2983 section 4.1',
+    section: 'IEEE 802.1Q section 6.5.3',
     expected: 'the packets of a flow come back in order',
     burst: true,
     sends: make => {
@@ -64,7 +63,7 @@ export const FLOW_CASES: readonly PacketCase[] = [
   },
   {
     name: 'flow-once',
-    section: 'RFC 1122 section 3.2.1.5',
+    section: 'IEEE 802.1Q section 6.5.4',
     expected: 'each packet comes back once',
     burst: true,
     sends: make => {
@@ -78,7 +77,7 @@ export const FLOW_CASES: readonly PacketCase[] = [
   },
 ]
 
-const AWS_IDLE = 'AWS, "Gateway Load Balancers: idle timeout"'
+const AWS_IDLE = awsGuide('idle timeout')
 const slowOnly = (protocol: string, profile: string, slow: boolean) =>
   profile !== 'aws-gwlb'
     ? 'the profile names no idle timeout'

@@ -4,9 +4,9 @@ import { exec } from 'node:child_process'
 import { get } from 'node:http'
 import { connect } from 'node:net'
 import { promisify } from 'node:util'
-import type { Hands, OtherCase, Target } from '../case.ts'
+import { awsGuide, type Hands, type OtherCase, type Target } from '../case.ts'
 
-const AWS_HEALTH = 'AWS, "Gateway Load Balancers: health checks"'
+const AWS_HEALTH = awsGuide('health checks')
 
 /** Checks in a row that a target may still pass after its data path has died. */
 const CHECKS = 10

@@ -5,14 +5,13 @@ import * as ipv4 from '../../wire/ipv4.ts'
 import * as ipv6 from '../../wire/ipv6.ts'
 import * as tcp from '../../wire/tcp.ts'
 import * as udp from '../../wire/udp.ts'
-import type { PacketCase, Target } from '../case.ts'
+import { AWS_APPLIANCE, awsGuide, eachFamily, type PacketCase, type Target } from '../case.ts'
 import { type Family, type Flow, fragments, icmpPacket, packet, tcpPacket, udpPacket } from '../inner.ts'
 import { identityUnchanged, innerUnchanged } from '../judges.ts'
 import type { Maker, Probe } from '../probe.ts'
 import { concat } from '../profile.ts'
 
-const BUMP = 'RFC 8926 section 4.1, RFC 7348 section 4; AWS, "Gateway Load Balancer: appliance integration"'
-const FAMILIES: readonly Family[] = [4, 6]
+const BUMP = `RFC 8926 section 1, RFC 7348 section 4.1; ${AWS_APPLIANCE}`
 
 /** A connection's first five segments, whose numbers go with each other: a stateful inspector has to agree. */
 export function connection(make: Maker, family: Family): Probe[] {
@@ -97,36 +96,33 @@ const NOPS = Uint8Array.of(1, 1, 1, 0)
 /** SCTP, ESP, GRE and one of those reserved for experiments (RFC 3692). */
 const OTHERS = [132, 50, 47, 253]
 
-const both = (probes: (make: Maker, family: Family) => Probe[]) => (make: Maker) =>
-  FAMILIES.flatMap(family => probes(make, family))
-
 const CANNOT_TELL = ({ profile, vnis }: Target) =>
   profile.kind === 'vxlan' && vnis.length < 2 ? 'with one VNI nothing in a packet tells flows apart' : undefined
 
 export const INNER_CASES: readonly PacketCase[] = [
-  {
+  ...eachFamily({
     name: 'inner-udp',
     section: BUMP,
     expected: 'UDP comes back as it was sent, from both ends',
-    sends: both((make, family) => {
+    sends: (make, family) => {
       const flow = make.flow(family)
       const reply = true
       return [make.plain(flow), make.plain(flow, { reply })]
-    }),
+    },
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-tcp',
     section: BUMP,
     expected: 'the segments of a TCP connection come back as they were sent, from both ends',
-    sends: both(connection),
+    sends: connection,
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-icmp',
     section: BUMP,
     expected: 'ICMP echo requests and replies come back as they were sent',
-    sends: both((make, family) => {
+    sends: (make, family) => {
       const flow = make.flow(family)
       const { ECHO_REQUEST, ECHO_REPLY } = family === 4 ? icmp.TYPE4 : icmp.TYPE6
       const word = (flow.clientPort << 16) | 1
@@ -135,40 +131,38 @@ export const INNER_CASES: readonly PacketCase[] = [
           reply,
         }),
       )
-    }),
+    },
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-icmp-error',
     section: 'RFC 792, RFC 4443 section 3; RFC 1812 section 4.3',
     expected: 'ICMP errors about a flow come back as they were sent: path MTU discovery hangs on them',
-    sends: both(errors),
+    sends: errors,
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-protocols',
     section: BUMP,
     expected: 'SCTP, ESP, GRE and unknown protocols come back as they were sent',
-    sends: both((make, family) =>
+    sends: (make, family) =>
       OTHERS.map(protocol => {
         const flow = make.flow(family)
         return make.probe(flow, packet(flow, protocol, concat(new Uint8Array(12), make.data())))
       }),
-    ),
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-ttl',
     section: 'RFC 1812 section 5.3.1 (who does not route does not count hops)',
     expected: 'the TTL inside is not touched, not even one of 1',
-    sends: both((make, family) =>
+    sends: (make, family) =>
       [1, 255].map(ttl => {
         const flow = make.flow(family)
         return make.probe(flow, udpPacket(flow, make.data(), { ttl }))
       }),
-    ),
     judge: innerUnchanged,
-  },
+  }),
   {
     name: 'inner-checksum-none',
     section: 'RFC 768',
@@ -194,34 +188,34 @@ export const INNER_CASES: readonly PacketCase[] = [
     sends: make => neighbours(make, NOPS),
     judge: identityUnchanged,
   },
-  {
+  ...eachFamily({
     name: 'inner-fragments',
     section: 'RFC 791 section 3.2, RFC 8200 section 4.5',
     expected: 'all fragments of a datagram come back as they were sent',
-    sends: both(fragmented),
+    sends: fragmented,
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-fragments-flow',
     section: 'RFC 791 section 3.2, RFC 8200 section 4.5',
     expected: 'no ports are read from a fragment that is not the first: it keeps its own metadata',
     without: CANNOT_TELL,
-    sends: both(masquerade),
+    sends: masquerade,
     judge: identityUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-1500',
     section: 'RFC 8926 section 4.4.1, RFC 7348 section 4.3',
     expected: 'packets of 1500 bytes come back whole',
-    sends: both((make, family) => [full(make, family, 1500)]),
+    sends: (make, family) => [full(make, family, 1500)],
     judge: innerUnchanged,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'inner-largest',
-    section: 'AWS, "Gateway Load Balancers: maximum transmission unit"',
+    section: awsGuide('MTU'),
     expected: 'the largest packets that the profile carries come back whole',
     without: ({ profile }) => (profile.largest === undefined ? 'the profile names no size beyond 1500' : undefined),
-    sends: make => FAMILIES.map(family => full(make, family, make.profile.largest ?? 1500)),
+    sends: (make, family) => [full(make, family, make.profile.largest ?? 1500)],
     judge: innerUnchanged,
-  },
+  }),
 ]

@@ -1,7 +1,7 @@
 // Cases about GENEVE options: RFC 8926 section 3.5.
 
 import * as geneve from '../../wire/geneve.ts'
-import { onlyGeneve, type PacketCase } from '../case.ts'
+import { AWS_APPLIANCE, onlyGeneve, type PacketCase } from '../case.ts'
 import { optionsUnchanged } from '../judges.ts'
 import type { Maker } from '../probe.ts'
 import { concat, option } from '../profile.ts'
@@ -31,7 +31,7 @@ function longest(make: Maker) {
 export const OPTION_CASES: readonly PacketCase[] = [
   {
     name: 'options-returned',
-    section: 'RFC 8926 section 3.5; AWS, "Gateway Load Balancer: appliance integration"',
+    section: `RFC 8926 section 3.5; ${AWS_APPLIANCE}`,
     expected: 'the options that came with a packet go back with it, byte for byte, in both directions',
     without: onlyGeneve,
     sends: make => {

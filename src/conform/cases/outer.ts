@@ -1,7 +1,7 @@
 // Cases about the outer headers: ports, checksum, TTL, DSCP, and ECN by RFC 6040.
 
-import type { PacketCase } from '../case.ts'
-import { udpPacket } from '../inner.ts'
+import { AWS_APPLIANCE, eachFamily, type PacketCase } from '../case.ts'
+import { type Family, udpPacket } from '../inner.ts'
 import { innerEcnIs, outerEcnShowsInner } from '../judges.ts'
 import type { Fate, Maker } from '../probe.ts'
 
@@ -14,8 +14,8 @@ const EF = 46
 /** Hops that a path has at most, of the 64 that a packet should start with. */
 const HOPS = 32
 
-function ecn(make: Maker, inner: number, outer: number, fate: Fate = 'back') {
-  const flow = make.flow()
+function ecn(make: Maker, family: Family, inner: number, outer: number, fate: Fate = 'back') {
+  const flow = make.flow(family)
   return make.probe(flow, udpPacket(flow, make.data(), { tos: inner }), { tos: outer, fate })
 }
 
@@ -35,7 +35,7 @@ export const OUTER_CASES: readonly PacketCase[] = [
   },
   {
     name: 'outer-ports-kept',
-    section: 'AWS, "Gateway Load Balancer: appliance integration"',
+    section: AWS_APPLIANCE,
     expected: 'the answer has both UDP ports as they were sent: only the addresses change places',
     without: ({ profile, ownsPort }) =>
       profile.ports !== 'kept' ? 'the profile does not ask for it' : ownsPort ? undefined : OWN_PORT,
@@ -48,7 +48,7 @@ export const OUTER_CASES: readonly PacketCase[] = [
   },
   {
     name: 'outer-address',
-    section: 'RFC 8926 section 4.1, RFC 7348 section 5',
+    section: 'RFC 8926 section 3.3, RFC 7348 section 4.1',
     expected: 'answers come from the address that was asked',
     sends: make => [make.plain()],
     judge: ({ packet }, { source }) => {
@@ -84,7 +84,7 @@ export const OUTER_CASES: readonly PacketCase[] = [
   },
   {
     name: 'outer-dscp',
-    section: 'RFC 8926 section 4.4, RFC 2983 section 4.1',
+    section: 'RFC 8926 section 4.4.2, RFC 2983 section 4.1',
     expected: 'the DSCP of the inner packet, which is the outer one as well, is that of the answer',
     sends: make => {
       const flow = make.flow()
@@ -92,47 +92,51 @@ export const OUTER_CASES: readonly PacketCase[] = [
     },
     judge: (_, { tos }) => (tos >> 2 === EF ? undefined : `sent as ${EF}, the DSCP of the answer is ${tos >> 2}`),
   },
-  {
+  ...eachFamily({
     name: 'ecn-outer',
     section: 'RFC 6040 section 4.1',
     expected: 'the outer ECN field of an answer shows the inner one',
-    sends: make => [ecn(make, ECT0, ECT0), ecn(make, NOT_ECT, NOT_ECT), ecn(make, CE, CE)],
+    sends: (make, family) => [
+      ecn(make, family, ECT0, ECT0),
+      ecn(make, family, NOT_ECT, NOT_ECT),
+      ecn(make, family, CE, CE),
+    ],
     judge: outerEcnShowsInner,
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'ecn-congestion-dropped',
     section: 'RFC 6040 section 4.2',
     expected: 'CE outside a packet that is Not-ECT: it is dropped, because nobody could be told',
-    sends: make => [ecn(make, NOT_ECT, CE, 'nothing')],
-  },
-  {
+    sends: (make, family) => [ecn(make, family, NOT_ECT, CE, 'nothing')],
+  }),
+  ...eachFamily({
     name: 'ecn-congestion-shown',
     section: 'RFC 6040 section 4.2',
     expected: 'CE outside a packet that is ECT(0) or ECT(1): it is CE inside afterwards',
-    sends: make => [ecn(make, ECT0, CE), ecn(make, ECT1, CE)],
+    sends: (make, family) => [ecn(make, family, ECT0, CE), ecn(make, family, ECT1, CE)],
     judge: innerEcnIs(CE),
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'ecn-congestion-kept',
     section: 'RFC 6040 section 4.2',
     expected: 'CE inside stays, whatever is outside',
-    sends: make => [NOT_ECT, ECT0, ECT1, CE].map(outer => ecn(make, CE, outer)),
+    sends: (make, family) => [NOT_ECT, ECT0, ECT1, CE].map(outer => ecn(make, family, CE, outer)),
     judge: innerEcnIs(CE),
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'ecn-ect1-shown',
     section: 'RFC 6040 section 4.2',
     expected: 'ECT(1) outside ECT(0): it is ECT(1) inside afterwards',
-    sends: make => [ecn(make, ECT0, ECT1)],
+    sends: (make, family) => [ecn(make, family, ECT0, ECT1)],
     judge: innerEcnIs(ECT1),
-  },
-  {
+  }),
+  ...eachFamily({
     name: 'ecn-not-ect-kept',
     section: 'RFC 6040 section 4.2',
     expected: 'ECT outside a packet that is Not-ECT: it stays Not-ECT and is not dropped',
-    sends: make => [ecn(make, NOT_ECT, ECT0), ecn(make, NOT_ECT, ECT1)],
+    sends: (make, family) => [ecn(make, family, NOT_ECT, ECT0), ecn(make, family, NOT_ECT, ECT1)],
     judge: innerEcnIs(NOT_ECT),
-  },
+  }),
 ]
 
 /** Source and destination port of an outer packet of ours. */
