@@ -20,7 +20,7 @@ import { XdpDevice } from './xdp.ts'
 /** A device as plain data that passes through workerData, with the wrappers that people asked for. */
 export interface DeviceSpec {
   device:
-    | ({ kind: 'tap' } & TapSpec)
+    | ({ kind: 'tap' | 'packet' } & TapSpec)
     | ({ kind: 'xdp' } & XdpHandle)
     | ({ kind: 'udp' } & UdpHandle)
     | ({ kind: 'loopback' } & LoopbackHandle)
@@ -93,7 +93,8 @@ export class Devices {
     const { pool } = this
     switch (spec.kind) {
       case 'tap':
-        return new TapDevice(pool, this.counters.stage(`tap ${spec.name}`), spec)
+      case 'packet':
+        return new TapDevice(pool, this.counters.stage(`${spec.kind} ${spec.name}`), spec)
       case 'xdp':
         return new XdpDevice(pool, this.counters.stage(`xdp ${spec.name}`), spec)
       case 'udp':

@@ -1,4 +1,4 @@
-// A TAP as a device: one read(2) or write(2) a frame, each behind a virtio-net header, straight into and out of the pool.
+// A TAP or a packet socket as a device: one read(2) or write(2) a frame, each behind a virtio-net header, straight into and out of the pool.
 //
 // The header (linux/virtio_net.h, little-endian here) lies in the headroom right in front of the frame:
 //
@@ -27,12 +27,12 @@ const IOVEC = 16
 /** Bytes one breath should carry, so that a batch is still in the second-level cache when it is transmitted: of 64 KiB to 4 MiB, 64 and 128 KiB moved the most (11 Gbit/s; 512 KiB 8, 4 MiB 6). */
 const BREATH_BYTES = 128 * 1024
 
-/** An open TAP: plain data that passes through workerData (a descriptor belongs to the process). */
+/** An open TAP, or a packet socket, which reads and writes the same: plain data that passes through workerData (a descriptor belongs to the process). */
 export interface TapSpec {
   name: string
-  /** Non-blocking file descriptor of the TAP; the device closes it. */
+  /** Non-blocking file descriptor; the device closes it. */
   fd: number
-  /** Bytes of the virtio-net header, as set by TUNSETVNETHDRSZ. */
+  /** Bytes of the virtio-net header: of a TAP as set by TUNSETVNETHDRSZ. */
   headerSize: number
   /** CAPABILITY bits: the offloads that the TAP, and what lies behind it, do. */
   capabilities: number
@@ -55,8 +55,12 @@ export class TapDevice implements Device {
   private readonly iovecs = new DataView(new ArrayBuffer(BATCH * IOVEC))
   private readonly iovecsAt = addressOf(this.iovecs)
 
-  constructor(pool: Pool, counters: StageCounters, { name, fd, headerSize, capabilities }: TapSpec) {
-    this.name = `tap:${name}`
+  constructor(
+    pool: Pool,
+    counters: StageCounters,
+    { name, fd, headerSize, capabilities, kind = 'tap' }: TapSpec & { kind?: 'tap' | 'packet' },
+  ) {
+    this.name = `${kind}:${name}`
     this.fd = fd
     this.capabilities = capabilities
     this.headerSize = headerSize
@@ -214,7 +218,8 @@ export class TapDevice implements Device {
   private fill(frame: number, at: number): boolean {
     const { pool } = this
     const { bytes, view } = pool
-    for (let i = 0; i < this.headerSize; i += 4) view.setInt32(at + i, 0)
+    // Backwards, as a header of 10 bytes ends in the middle of a word, and the frame begins there.
+    for (let i = this.headerSize - 4; i > -4; i -= 4) view.setInt32(at + (i < 0 ? 0 : i), 0)
     const offload = pool.offload[frame]
     const gso = pool.gso[frame]
     if ((offload & OFFLOAD.NEEDS_CHECKSUM) === 0) return gso === GSO.NONE
