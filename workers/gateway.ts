@@ -22,7 +22,8 @@ const counters = new Counters()
 const devices = new Devices(pool, counters)
 const underlay = devices.open(input.underlay)
 const peers = input.peers?.map(peer => peer && devices.open({ device: { kind: 'loopback', ...peer } }))
-const engine = new Engine(pool, counters, underlay, input.engine, peers)
+const [inside, outside] = input.appliance?.map(spec => devices.open(spec)) ?? []
+const engine = new Engine(pool, counters, underlay, input.engine, peers, inside && [inside, outside])
 
 const loop = new Loop(
   () => {
@@ -35,6 +36,7 @@ const loop = new Loop(
 )
 loop.add(engine.leg)
 for (const leg of engine.strayLegs) loop.add(leg)
+for (const leg of engine.applianceLegs) loop.add(leg)
 
 let faulty = false
 function answer(request: unknown): void {

@@ -25,6 +25,7 @@ interface Options extends PolicyFlags {
   interface?: string
   offload: OffloadRung
   attach: AttachRung
+  inline?: [string, string]
   workers: WorkerCount
   write?: string
   faults?: string
@@ -67,6 +68,11 @@ export function gatewayCommand(): Command {
         .choices(ATTACH_RUNGS)
         .default('auto'),
     )
+    .option(
+      '--inline <IN,OUT>',
+      'two interfaces between which an appliance decides what goes back (root); one worker',
+      parseInline,
+    )
     .option('--workers <N>', 'threads that share the flows, or auto; more than one need CAP_BPF', parseWorkerCount, 1)
     .option('-w, --write <FILE>', 'capture what comes in and goes out to a pcap file')
     .option('--faults <FILE>', 'a schedule (YAML) of what shall go wrong; see detour fault --help')
@@ -90,12 +96,18 @@ The rule file; the first rule that matches decides:
     - { name: no-telnet, from: [10.0.0.0/8], protocol: tcp, ports: [23, '8000-8100'], action: reset }
     - { name: block-secret, protocol: tcp, ports: [80], signature: { regex: 'GET /secret', flags: i }, action: drop }
 
+--inline IN,OUT: what the policy allows goes to an appliance (Suricata with copy-mode ips, a bridge with nftables …). Packets
+from whoever opened a flow enter it at IN and are expected at OUT; the others travel from OUT to IN. What comes out goes back
+through the tunnel by its addresses and ports, so it may be changed in all else; what belongs to no flow is dropped
+(unknown-flow). A bridge must not learn addresses: bridge link set dev PORT learning off.
+
 Examples:
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml --log verdicts.jsonl
   detour gateway --listen 0.0.0.0 --fault drop=1% --fault delay=50ms,at=30s,for=10s
   detour gateway --listen 0.0.0.0 --policy policies/ --inventory cluster.json --deny-with 403
   detour gateway --listen [::1]:4789 --profile vxlan --log -
-  sudo detour gateway --listen 10.99.0.2 --namespace endpoint --interface eth0`,
+  sudo detour gateway --listen 10.99.0.2 --namespace endpoint --interface eth0
+  sudo detour gateway --listen 10.99.0.2 --inline veth-in,veth-out`,
     )
     .action(run)
 }
@@ -143,6 +155,7 @@ function startOptions(options: Options): Omit<GatewayOptions, 'policy' | 'signat
     interface: options.interface,
     rung: options.offload,
     attach: options.attach,
+    inline: options.inline,
     workers: options.workers,
     capture: write === undefined ? undefined : { path: write },
     faults: faultsOf(options),
@@ -214,6 +227,12 @@ function stopSignal(): Promise<void> {
 function parseVni(word: string): number {
   if (/^\d{1,8}$/.test(word) && Number(word) <= 0xffffff) return Number(word)
   throw new InvalidArgumentError('Allowed: 0 to 16777215.')
+}
+
+function parseInline(word: string): [string, string] {
+  const [inside, outside, ...more] = word.split(',')
+  if (inside && outside && inside !== outside && more.length === 0) return [inside, outside]
+  throw new InvalidArgumentError('Allowed: two interfaces, such as veth-in,veth-out.')
 }
 
 function parseListen(word: string): { address: string; port?: number } {

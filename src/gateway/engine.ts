@@ -1,6 +1,7 @@
 // The gateway's one leg, as each of its workers runs it: from the underlay and back to it.
 //
 //   underlay ─► split ─► decap (checks, outer headers stay) ─► inspect ─► turn ─► complete ─► underlay
+//                                                                 └─► an appliance, if any ─┘
 
 import type { PeerInput } from '../control/peers.ts'
 import type { WorkerInput } from '../control/spawn.ts'
@@ -24,6 +25,7 @@ import { profileNamed } from '../pipeline/profile.ts'
 import { Split } from '../pipeline/split.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
 import { FaultStage } from './faults-stage.ts'
+import { Inline } from './inline.ts'
 import { Inspect } from './inspect.ts'
 import type { Policy } from './judge.ts'
 import { fileSink, LineLog, type LogSink, sharedSink, VerdictLog } from './log.ts'
@@ -51,6 +53,8 @@ export interface EngineOptions {
 /** Input of workers/gateway. */
 export interface GatewayInput extends WorkerInput {
   pool: PoolHandle
+  /** Two interfaces between which an appliance has the last word; only where there is one worker. */
+  appliance?: [DeviceSpec, DeviceSpec]
   /** Frames of the pool that the worker may hand out; all when not given. */
   frames?: Pick<PeerInput['frames'], 'first' | 'count'> & Partial<PeerInput['frames']>
   underlay: DeviceSpec
@@ -80,6 +84,8 @@ export class Engine {
   readonly leg: Leg
   /** Legs for what other workers hand over. */
   readonly strayLegs: Leg[]
+  /** Legs for what comes out of an appliance. */
+  readonly applianceLegs: Leg[]
   /** Faults on demand; its own leg is to be added to the loop once there have been any. */
   readonly faultStage: FaultStage
   private readonly inspect: Inspect
@@ -87,13 +93,14 @@ export class Engine {
   private readonly log: VerdictLog
   private readonly eve: LineLog
 
-  /** `peers` are other workers' ends, by number, where there are any. */
+  /** `peers` are other workers' ends, by number, where there are any; `appliance` are the interfaces of one. */
   constructor(
     pool: Pool,
     counters: Counters,
     underlay: Device,
     options: EngineOptions,
     peers: readonly (Device | undefined)[] = [],
+    appliance?: [Device, Device],
   ) {
     const { tunnel, own, policy, flows, seed, logFd, live, share } = options
     const profile = profileNamed(tunnel.profile)
@@ -125,11 +132,22 @@ export class Engine {
     const completeCounters = counters.stage('complete')
     const complete = new Complete(pool, completeCounters, underlay)
     const out = new Batch(OUT)
+    const leave = (batch: Batch) => {
+      turn.run(batch)
+      if (faults.transmitting) faults.transmit(batch)
+      else complete.run(batch)
+    }
+    const inline =
+      appliance &&
+      new Inline(pool, counters, appliance, {
+        ...{ profile, tunnel, leave },
+        inspect: this.inspect,
+        capacity: flows.capacity,
+      })
     const inspect = (batch: Batch, handedOver: boolean) => {
       this.inspect.run(batch, out, handedOver)
-      turn.run(out)
-      if (faults.transmitting) faults.transmit(out)
-      else complete.run(out)
+      inline?.run(out)
+      leave(out)
     }
     const next = (batch: Batch) => {
       decap.run(batch)
@@ -144,6 +162,7 @@ export class Engine {
       next,
     })
     this.faultStage = faults
+    this.applianceLegs = inline?.legs.map(leg => ({ ...leg, ready: () => !faults.hung })) ?? []
     this.strayLegs = handover?.legs(batch => inspect(batch, true)) ?? []
     this.leg = {
       device: underlay,

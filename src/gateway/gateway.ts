@@ -1,5 +1,6 @@
 // A running gateway: opens the underlay, starts the workers and answers for them. The main thread never sees a packet.
 
+import { closeSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
 import { createCaptures } from '../control/captures.ts'
 import { type WorkerCount, workerCount } from '../control/config.ts'
@@ -14,7 +15,6 @@ import { type OffloadRung, openUnderlay, underlayDevices } from '../control/unde
 import type { Fault } from '../device/faults.ts'
 import type { DeviceSpec } from '../device/open.ts'
 import { DetourError } from '../errors.ts'
-import { DetourError } from '../errors.ts'
 import { randomSeed } from '../flow/hash.ts'
 import { createLiveFlowTable } from '../flow/live.ts'
 import type { Steering } from '../flow/steering.ts'
@@ -22,6 +22,7 @@ import { FlowView } from '../flow/view.ts'
 import { type CountersHandle, readCounters } from '../memory/counters.ts'
 import type { AttachRung } from '../os/classifier.ts'
 import { inNamespace } from '../os/netns.ts'
+import { openPacketSocket } from '../os/packet.ts'
 import { type ProfileName, profileNamed } from '../pipeline/profile.ts'
 import type { Settings } from '../pipeline/setting.ts'
 import type { TunnelConfig } from '../pipeline/tunnel.ts'
@@ -36,6 +37,8 @@ const FRAMES = 1024
 const SMALL_FRAMES = 2048
 /** As many as a node holds, so that it is not the gateway that turns flows away. */
 const FLOWS = 1_048_576
+/** With an appliance, where each flow's tunnel headers are kept. */
+const INLINE_FLOWS = 65_536
 const WORKER = 'gateway'
 
 export interface GatewayOptions {
@@ -62,6 +65,8 @@ export interface GatewayOptions {
   rung?: OffloadRung | 'auto'
   /** How its BPF is held there. */
   attach?: AttachRung | 'auto'
+  /** Names of two interfaces of the namespace between which an appliance decides what comes back (root); for one worker. */
+  inline?: [string, string]
   /** Threads that share the flows; one when not given. */
   workers?: WorkerCount
   /** What shall go wrong, by times since the start; more may be asked for through `source`. */
@@ -108,23 +113,30 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
     ...options.tunnel,
   }
   const workers = workerCount(options.workers ?? 1)
+  if (options.inline !== undefined && workers > 1)
+    throw new DetourError('bad-config', `${workers} workers: an appliance inline is served by one`)
   const captures = createCaptures(options.capture?.path, workers, options.capture?.limitBytes)
   const seed = randomSeed()
   const steering = { workers, seed }
   const shared = createPeers(workers, FRAMES, options.rung === 'af-xdp' ? SMALL_FRAMES : 0)
   const opened = openDevices(options, tunnel, { ...steering, kind: profile.kind }, shared)
+  const appliance = openAppliance(options, () => {
+    opened.close()
+    shared.close()
+  })
   const log = new SharedArrayBuffer(4)
   const eve = new SharedArrayBuffer(4)
   const { signatures, eveFd = -1 } = options
   const own = ownAddresses(local, options.namespace ?? '')
   const running = opened.devices.map((device, worker) => {
-    const flows = createLiveFlowTable({ capacity: FLOWS })
+    const flows = createLiveFlowTable({ capacity: appliance === undefined ? FLOWS : INLINE_FLOWS })
     const { pool, frames, peers } = shared.inputs[worker]
     const input: Omit<GatewayInput, 'port'> = {
       pool,
       frames,
       peers,
       underlay: { device, capture: captures[worker] },
+      appliance,
       engine: {
         tunnel,
         own,
@@ -227,8 +239,6 @@ function openDevices(
     }
     if (arriving !== undefined)
       throw new DetourError('bad-config', `profile ${profile} has two ports, which want an interface: give --interface`)
-    if (arriving !== undefined)
-      throw new DetourError('bad-config', `profile ${profile} has two ports, which want an interface: give --interface`)
     const { kind } = steering
     const sockets = openTunnelSockets({ namespace, address, port, kind, steering })
     return {
@@ -241,6 +251,24 @@ function openDevices(
       close() {},
     }
   } catch (error) {
+    close()
+    throw error
+  }
+}
+
+/** The interfaces of an appliance, if there is one; its frames are to be complete, as what is in the tunnel may be of several kinds. */
+function openAppliance({ inline, namespace }: GatewayOptions, close: () => void): GatewayInput['appliance'] {
+  if (inline === undefined) return undefined
+  const open = (name: string): DeviceSpec => ({
+    device: { kind: 'packet', capabilities: 0, ...openPacketSocket(name, namespace) },
+  })
+  const [first, second] = inline
+  let inside: DeviceSpec | undefined
+  try {
+    inside = open(first)
+    return [inside, open(second)]
+  } catch (error) {
+    if (inside?.device.kind === 'packet') closeSync(inside.device.fd)
     close()
     throw error
   }

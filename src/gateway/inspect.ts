@@ -52,6 +52,9 @@ const STRAY = -1
 /** Packets between two looks for idle flows, and rows looked at: every row is visited once in as many packets as there are rows. */
 const EXPIRE_EVERY = 64
 
+/** Networks in which the flow of a packet without tunnel header is looked for. */
+const MAX_NETWORKS = 16
+
 /** The stage between decap and turn; needs the metadata that decap leaves when it keeps the outer headers. */
 export class Inspect {
   readonly flows: FlowTable
@@ -85,7 +88,7 @@ export class Inspect {
   }
 
   /**
-   * Takes every frame of `received` and empties it: allowed ones and answers are appended to `out` in order, which needs twice the room; those
+   * Takes every frame of `received` and empties it: allowed ones, with that verdict, and answers are appended to `out` in order, which needs twice the room; those
    * of other workers are handed over, unless another worker has handed these over.
    */
   run(received: Batch, out: Batch, handedOver = false): void {
@@ -120,6 +123,29 @@ export class Inspect {
     let sent = 0
     for (let i = before; i < out.length; i++) sent += pool.length[out.frames[i]]
     counters.sent(out.length - before, sent)
+  }
+
+  /**
+   * Finds the flow of a packet that comes without tunnel header, its headers checked: 0 with `flow` and `reversed` of the frame, or why there is
+   * none. Of several networks with the same addresses, it is taken to be of the first.
+   */
+  recognise(frame: number): DropReason {
+    const { pool, flows, options, tenants } = this
+    flows.now = pool.time[frame]
+    for (let tenant = 0; tenant < Math.min(tenants.count, MAX_NETWORKS); tenant++) {
+      pool.attachment[frame] = tenant
+      const bad = readKey(pool, frame, options.fragments, options.seed, true)
+      if (bad !== 0) return bad
+      const row = flows.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
+      pool.flow[frame] = row
+      if (row >= 0) return 0
+    }
+    return DROP.UNKNOWN_FLOW
+  }
+
+  /** Whether a frame whose flow is known travels away from who opened that. */
+  isFromOpener(frame: number): boolean {
+    return this.pool.reversed[frame] === this.opener[this.pool.flow[frame]]
   }
 
   /** Ends flows that are idle by the clock that stamps packets; call it now and then, and not where results must not depend on when. */
@@ -179,6 +205,7 @@ export class Inspect {
     if (found !== UNDECIDED) this.settle(row, found)
     if (isNew || found !== UNDECIDED) this.log(frame, row, vni, found !== UNDECIDED)
     const verdict = flows.verdict(row)
+    pool.verdict[frame] = verdict
     if (verdict === VERDICT.ALLOW) return stopped
     if (verdict === VERDICT.DROP) return DROP.POLICY
     if (verdict === VERDICT.FORBID && found !== UNDECIDED) return DROP.FORBIDDEN
@@ -247,6 +274,10 @@ class Tenants {
   private readonly numbers = new Map<number, number>()
   private lastVni = -1
   private lastNumber = -1
+
+  get count(): number {
+    return this.numbers.size
+  }
 
   /** The number of a VNI, or -1 when there are too many. */
   number(vni: number): number {
