@@ -179,6 +179,18 @@ describe('packets without a link header get theirs back', () => {
     ['with IP options', [{ options: 12, protocol: TCP }]],
     ['of ICMP', [{ protocol: 1 }]],
   ]
+  const version = 6 as const
+  const six: [string, Inner[]][] = [
+    ['whole', [{ version }]],
+    [
+      'fragments',
+      [
+        { version, fragment: 1, data: pattern(64) },
+        { version, fragment: 64, body: [...pattern(40)] },
+      ],
+    ],
+    ['of ICMP', [{ version, protocol: 58 }]],
+  ]
   for (const profile of ['aws-gwlb', 'gcp-nsi'])
     test.each([...four.map(shape => ['IPv4', ...shape] as const), ...six.map(shape => ['IPv6', ...shape] as const)])(
       `${profile}, %s, %s`,
