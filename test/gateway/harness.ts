@@ -4,6 +4,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Device } from '../../src/device/device.ts'
+import { parseFaults } from '../../src/device/faults.ts'
 import { DROP_COUNT, dropName } from '../../src/drop.ts'
 import { FIXED_SEED } from '../../src/flow/hash.ts'
 import { createFlowTable } from '../../src/flow/layout.ts'
@@ -59,6 +60,10 @@ class Wire implements Device {
 export interface Bench {
   /** Sends frames in, one batch, and returns those that came out. */
   exchange(frames: Uint8Array[], timeMs?: number): Uint8Array[]
+  /** What goes wrong from now on: a SPEC; nothing when it is empty. */
+  faults(spec: string): void
+  /** What faults have let go of by now. */
+  late(): Uint8Array[]
   /** Verdict lines so far. */
   log(): Record<string, unknown>[]
   /** Bytes of the log so far. */
@@ -113,6 +118,11 @@ export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512)
       wire.now = timeMs
       wire.inbox.push(...frames)
       while (wire.receive(batch) > 0) engine.leg.run(batch)
+      return wire.outbox.splice(0)
+    },
+    faults: spec => engine.faultStage.set(spec === '' ? [] : parseFaults(spec).faults),
+    late() {
+      engine.faultStage.leg.device.receive(batch)
       return wire.outbox.splice(0)
     },
     logText,
