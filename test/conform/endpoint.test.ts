@@ -1,0 +1,154 @@
+// Sound endpoints pass every case that is asked; an endpoint with one defect fails the cases about it and no others.
+
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, test } from 'vitest'
+import { conform, type Endpoint, gateway, named, strange } from './endpoint.ts'
+
+const directory = mkdtempSync(join(tmpdir(), 'detour-conform-'))
+afterAll(() => rmSync(directory, { recursive: true }))
+
+async function ask(starting: Promise<Endpoint>, profile: string, options: Parameters<typeof conform>[2] = {}) {
+  const endpoint = await starting
+  try {
+    return await conform(profile, endpoint, options)
+  } finally {
+    await endpoint.stop()
+  }
+}
+
+/** Not asked of a profile as it is. */
+const NEVER = ['outer-ports-kept', 'inner-largest-ipv4', 'inner-largest-ipv6', 'idle-udp', 'idle-tcp']
+const HEALTH = ['health-answers', 'health-dies']
+const GENEVE_ONLY = [
+  'options-returned',
+  'options-unknown-returned',
+  'options-longest-returned',
+  'options-reserved-ignored',
+  'options-critical-dropped',
+  'options-overrun-dropped',
+  'options-beyond-packet-dropped',
+  'header-version-dropped',
+  'header-control-dropped',
+  'header-reserved-zero',
+  'rubbish-options',
+]
+const VXLAN_ONLY = ['header-reserved-zero-vxlan', 'header-flag-dropped']
+const ROOT = process.getuid?.() === 0 ? [] : ['outer-checksum-wrong-dropped']
+const SOUND = [
+  ['geneve', '127.0.0.1', [...VXLAN_ONLY, ...NEVER, ...HEALTH, ...ROOT]],
+  ['geneve', '::1', [...VXLAN_ONLY, ...NEVER, ...HEALTH, ...ROOT, 'outer-port', 'outer-checksum-zero']],
+  ['vxlan', '127.0.0.1', [...GENEVE_ONLY, ...NEVER, ...HEALTH, ...ROOT]],
+  ['vxlan', '::1', [...GENEVE_ONLY, ...NEVER, ...HEALTH, ...ROOT, 'outer-port', 'outer-checksum-zero']],
+] as const
+
+describe('sound endpoints pass', () => {
+  test.each(SOUND)('ours over a UDP socket, %s at %s', async (profile, address, skipped) => {
+    const results = await ask(gateway(profile, address, join(directory, 'control')), profile)
+    expect(results.filter(({ outcome }) => outcome === 'fail')).toEqual([])
+    expect(named(results, 'skip').sort()).toEqual([...skipped].sort())
+  })
+
+  test.each(SOUND)('a stranger in Python, %s at %s', async (profile, address, skipped) => {
+    const results = await ask(strange(profile, address), profile)
+    expect(results.filter(({ outcome }) => outcome === 'fail')).toEqual([])
+    expect(named(results, 'skip').sort()).toEqual([...skipped].sort())
+  })
+})
+
+const families = (...names: string[]) => names.flatMap(name => [`${name}-ipv4`, `${name}-ipv6`])
+const INNER = ['udp', 'tcp', 'icmp', 'icmp-error', 'protocols', 'ttl', 'fragments', '1500'].map(name => `inner-${name}`)
+const ECN = ['outer', 'congestion-dropped', 'congestion-shown', 'congestion-kept', 'ect1-shown', 'not-ect-kept']
+const RETURNED = ['options-returned', 'options-unknown-returned', 'options-longest-returned']
+const MIXED = ['flow-identity', 'inner-ip-options-flow', ...families('inner-fragments-flow')]
+
+/** Defect, profile, and exactly the cases that fail. */
+const DEFECTS: readonly [string, 'geneve' | 'vxlan', readonly string[]][] = [
+  ['options-dropped', 'geneve', RETURNED],
+  ['options-rewritten', 'geneve', RETURNED],
+  ['unknown-dropped', 'geneve', ['options-unknown-returned', 'options-longest-returned']],
+  ['longest-refused', 'geneve', ['options-longest-returned']],
+  ['critical-ignored', 'geneve', ['options-critical-dropped']],
+  ['lengths-ignored', 'geneve', ['options-overrun-dropped']],
+  ['walk-crashes', 'geneve', ['options-overrun-dropped']],
+  ['walk-hangs', 'geneve', ['options-overrun-dropped']],
+  ['control-ignored', 'geneve', ['header-control-dropped']],
+  ['version-ignored', 'geneve', ['header-version-dropped']],
+  ['flag-ignored', 'vxlan', ['header-flag-dropped']],
+  ['reserved-echoed', 'geneve', ['header-reserved-zero']],
+  ['reserved-echoed', 'vxlan', ['header-reserved-zero-vxlan']],
+  ['reserved-refused', 'geneve', ['header-reserved-ignored']],
+  ['reserved-refused', 'vxlan', ['header-reserved-ignored']],
+  ['vni-zero', 'geneve', ['header-vni-returned']],
+  ['vni-zero', 'vxlan', ['header-vni-returned']],
+  ['ports-swapped', 'geneve', ['outer-port']],
+  ['ports-swapped', 'vxlan', ['outer-port']],
+  ['ttl-2', 'geneve', ['outer-ttl']],
+  ['tos-zero', 'geneve', ['outer-dscp', ...families('ecn-outer')]],
+  ['ecn-ignored', 'geneve', families('ecn-congestion-dropped', 'ecn-congestion-shown', 'ecn-ect1-shown')],
+  ['ports-at-20', 'geneve', ['inner-ip-options-flow']],
+  ['ports-at-20', 'vxlan', ['inner-ip-options-flow']],
+  ['fragment-ports', 'geneve', families('inner-fragments-flow')],
+  ['fragment-ports', 'vxlan', families('inner-fragments-flow')],
+  ['one-cookie', 'geneve', [...RETURNED, 'header-vni-returned', ...MIXED]],
+  ['one-cookie', 'vxlan', ['header-vni-returned', ...MIXED]],
+  ['mtu-1400', 'geneve', families('inner-1500')],
+  ['errors-refused', 'geneve', ['inner-icmp-error-ipv4']],
+  ['protocols-refused', 'geneve', ['inner-protocols-ipv4']],
+  [
+    'ipv6-refused',
+    'geneve',
+    [...INNER, ...ECN.map(name => `ecn-${name}`), 'inner-fragments-flow'].map(name => `${name}-ipv6`),
+  ],
+  ['inner-ttl', 'geneve', [...INNER.map(name => `${name}-ipv4`), 'inner-checksum-none', 'inner-ip-options']],
+  ['checksum-filled', 'geneve', ['inner-checksum-none']],
+  ['corrupt', 'geneve', [...families(...INNER), 'inner-checksum-none', 'inner-ip-options']],
+  ['reorder', 'geneve', ['flow-order']],
+  ['duplicate', 'geneve', ['flow-once']],
+]
+
+describe('a defect fails the cases about it and no others', () => {
+  test.each(DEFECTS)('%s, %s', async (defect, profile, expected) => {
+    const results = await ask(strange(profile, '127.0.0.1', defect), profile, { timeoutMs: 1500 })
+    const failed = results.filter(({ outcome }) => outcome === 'fail')
+    expect(failed.map(({ name }) => name).sort()).toEqual([...expected].sort())
+    for (const { sent, seen, packets } of failed) {
+      expect([sent, seen]).toEqual([expect.stringContaining('127.0.0.1'), expect.stringMatching(/./)])
+      expect(packets.length).toBeGreaterThan(0)
+    }
+  }, 120_000)
+
+  test.runIf(ROOT.length === 0).each(['geneve', 'vxlan'])('checksum-ignored, %s (needs root)', async profile => {
+    const results = await ask(strange(profile, '127.0.0.1', 'checksum-ignored'), profile)
+    expect(named(results, 'fail')).toEqual(['outer-checksum-wrong-dropped'])
+  })
+})
+
+describe('an endpoint that does not answer', () => {
+  test('after a packet: later cases are not asked, and say since when', async () => {
+    const results = await ask(strange('geneve', '127.0.0.1', 'walk-crashes'), 'geneve', { timeoutMs: 500 })
+    const dead = results.findIndex(({ name }) => name === 'options-overrun-dropped')
+    expect(results[dead].seen).toBe('afterwards, sound packets were not answered any more')
+    const later = results.slice(dead + 1).filter(({ why }) => why?.includes('has not answered'))
+    expect(later.length).toBeGreaterThan(20)
+    expect(new Set(later.map(({ why }) => why))).toEqual(
+      new Set(['the endpoint has not answered since options-overrun-dropped']),
+    )
+  })
+
+  test('at all: one failure, and nothing else is asked', async () => {
+    const socket = await ask(strange('vxlan', '127.0.0.1', 'flag-ignored'), 'geneve', { timeoutMs: 50 })
+    expect(named(socket, 'fail')).toEqual(['answers'])
+    expect(named(socket, 'pass')).toEqual([])
+  })
+
+  test('in time: answers that come later are told apart from none', async () => {
+    const cases = ['answers', 'outer-ttl', 'options-critical-dropped', 'header-version-dropped']
+    const late = strange('geneve', '127.0.0.1', 'late', { LATE: '0.6' })
+    const results = await ask(late, 'geneve', { timeoutMs: 400, cases })
+    expect(named(results, 'fail')).toEqual(['answers', 'outer-ttl'])
+    for (const { outcome, seen } of results)
+      if (outcome === 'fail') expect(seen).toMatch(/^the answer came after \d+ ms; 400 ms are allowed/)
+  })
+})

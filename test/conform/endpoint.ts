@@ -1,0 +1,102 @@
+// Endpoints as processes, and the suite against them in this one.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { createSocket } from 'node:dgram'
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
+import type { Target } from '../../src/conform/case.ts'
+import { openChannel } from '../../src/conform/channel.ts'
+import { Maker } from '../../src/conform/probe.ts'
+import { conformProfile } from '../../src/conform/profile.ts'
+import { type Result, Runner } from '../../src/conform/run.ts'
+import { casesNamed } from '../../src/conform/suite.ts'
+import { start } from '../cli/run.ts'
+
+const PYTHON = '/usr/bin/python3'
+const script = fileURLToPath(new URL('endpoint.py', import.meta.url))
+
+export interface Endpoint {
+  address: string
+  port: number
+  /** Ends it and resolves when it is gone. */
+  stop(): Promise<void>
+}
+
+/** A port that nothing uses at the address: the kernel chose it a moment ago. */
+export async function freePort(address: string): Promise<number> {
+  const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4')
+  socket.bind(0, address)
+  await once(socket, 'listening')
+  const { port } = socket.address()
+  await new Promise<void>(resolve => socket.close(() => resolve()))
+  return port
+}
+
+async function running(child: ChildProcess, address: string, port: number): Promise<Endpoint> {
+  let text = ''
+  const closed = once(child, 'close')
+  child.stderr?.on('data', data => (text += data))
+  const ready = new Promise<void>((resolve, reject) => {
+    child.stdout?.on('data', data => (String(data).includes('\n') ? resolve() : undefined))
+    closed.then(() => reject(new Error(text)))
+  })
+  await ready
+  return {
+    address,
+    port,
+    async stop() {
+      child.kill()
+      await closed
+    },
+  }
+}
+
+/** Starts the endpoint of endpoint.py. */
+export async function strange(kind: string, address: string, defect = '', env: NodeJS.ProcessEnv = {}) {
+  const port = await freePort(address)
+  const child = spawn(PYTHON, [script, kind, address, `${port}`, defect], { env: { ...process.env, ...env } })
+  return running(child, address, port)
+}
+
+/** Starts our gateway over a UDP socket. */
+export async function gateway(profile: string, address: string, control: string, ...args: string[]) {
+  const port = await freePort(address)
+  const listen = address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`
+  const child = start(['gateway', '--listen', listen, '--profile', profile, '--json', '--control', control, ...args])
+  return running(child, address, port)
+}
+
+/** Runs cases against an endpoint. */
+export async function conform(
+  profileName: string,
+  { address, port }: Pick<Endpoint, 'address' | 'port'>,
+  {
+    cases = [] as string[],
+    timeoutMs = 2000,
+    ...more
+  }: Partial<Target> & { cases?: string[]; timeoutMs?: number } = {},
+): Promise<Result[]> {
+  const profile = conformProfile(profileName)
+  const channel = openChannel({ remote: address, port })
+  const family = address.includes(':') ? 6 : 4
+  const target: Target = { profile, vnis: profile.vnis, family, ownsPort: channel.ownsPort, slow: false, ...more }
+  const runner = new Runner({
+    target,
+    channel,
+    make: new Maker(profile, channel, target.vnis, 1),
+    host: address,
+    timeoutMs,
+    sleep: async () => {},
+  })
+  const results: Result[] = []
+  try {
+    for (const each of casesNamed(cases)) results.push(await runner.run(each))
+  } finally {
+    channel.close()
+  }
+  return results
+}
+
+/** Names of the cases with an outcome. */
+export const named = (results: Result[], outcome: Result['outcome']) =>
+  results.filter(result => result.outcome === outcome).map(({ name }) => name)
