@@ -47,13 +47,13 @@ export function junit(suite: string, results: readonly Result[], started: Date):
   ].join('\n')
 }
 
-const ENTITIES: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', '\n': '&#10;' }
+const ENTITIES: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' }
 
 /** Text for an attribute or an element; what XML 1.0 has no way to say (section 2.2) is replaced. */
 function escaped(text: string): string {
   return text
     .replace(/[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, '\ufffd')
-    .replace(/[&<>"\n]/g, character => ENTITIES[character])
+    .replace(/[&<>"\t\n\r]/g, character => ENTITIES[character] ?? `&#${character.charCodeAt(0)};`)
 }
 
 /** Writes packets of both directions as a pcap file of raw IP packets (microseconds). */

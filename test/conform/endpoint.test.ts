@@ -109,15 +109,19 @@ const DEFECTS: readonly [string, 'geneve' | 'vxlan', readonly string[]][] = [
 ]
 
 describe('a defect fails the cases about it and no others', () => {
-  test.each(DEFECTS)('%s, %s', async (defect, profile, expected) => {
-    const results = await ask(strange(profile, '127.0.0.1', defect), profile, { timeoutMs: 1500 })
-    const failed = results.filter(({ outcome }) => outcome === 'fail')
-    expect(failed.map(({ name }) => name).sort()).toEqual([...expected].sort())
-    for (const { sent, seen, packets } of failed) {
-      expect([sent, seen]).toEqual([expect.stringContaining('127.0.0.1'), expect.stringMatching(/./)])
-      expect(packets.length).toBeGreaterThan(0)
-    }
-  }, 120_000)
+  test.each(DEFECTS)(
+    '%s, %s',
+    async (defect, profile, expected) => {
+      const results = await ask(strange(profile, '127.0.0.1', defect), profile, { timeoutMs: 1500 })
+      const failed = results.filter(({ outcome }) => outcome === 'fail')
+      expect(failed.map(({ name }) => name).sort()).toEqual([...expected].sort())
+      for (const { sent, seen, packets } of failed) {
+        expect([sent, seen]).toEqual([expect.stringContaining('127.0.0.1'), expect.stringMatching(/./)])
+        expect(packets.length).toBeGreaterThan(0)
+      }
+    },
+    120_000,
+  )
 
   test.runIf(ROOT.length === 0).each(['geneve', 'vxlan'])('checksum-ignored, %s (needs root)', async profile => {
     const results = await ask(strange(profile, '127.0.0.1', 'checksum-ignored'), profile)

@@ -18,6 +18,8 @@ const script = fileURLToPath(new URL('endpoint.py', import.meta.url))
 export interface Endpoint {
   address: string
   port: number
+  /** Of its process. */
+  pid: number
   /** Ends it and resolves when it is gone. */
   stop(): Promise<void>
 }
@@ -44,6 +46,7 @@ async function running(child: ChildProcess, address: string, port: number): Prom
   return {
     address,
     port,
+    pid: child.pid as number,
     async stop() {
       child.kill()
       await closed
