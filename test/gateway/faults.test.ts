@@ -115,7 +115,7 @@ describe.skipIf(missing)(title('what tshark sees'), () => {
     expect(wrong([bare])).toEqual([])
     const others = back('drop-options', TAGGED, OVER6, OVER4)
     expect(others).toHaveLength(3)
-    expect(tshark(others, 'geneve.option.type', 'geneve.vni')).toEqual(Array(3).fill(['', '77']))
+    expect(tshark(others, 'geneve.option.type', 'geneve.vni')).toEqual(Array(3).fill(['', '0x00004d']))
     expect(tshark(others, 'udp.checksum.status').map(([status]) => status.split(',')[0])).not.toContain('0')
   })
 
