@@ -74,12 +74,19 @@ async function run(options: Options, command: Command): Promise<void> {
   const { host } = options.target
   const port = options.target.port ?? profile.port
   const address = await addressOf(host)
+  const family = address.includes(':') ? 6 : 4
+  if (!profile.outer.includes(family))
+    throw new DetourError(
+      'usage',
+      `target ${address}: profile ${profile.name} is over IPv${profile.outer.join(' and ')} only`,
+    )
   const timeoutMs = options.timeout * 1000
-  const channel = openChannel({ remote: address, port, local: options.local })
+  const otherPort = profile.other && port + profile.other.port - profile.port
+  const channel = openChannel({ remote: address, port, otherPort, local: options.local })
   const started = new Date()
   const results: Result[] = []
   try {
-    const target = { ...targetOf(options), family: address.includes(':') ? 6 : 4, ownsPort: channel.ownsPort } as Target
+    const target = { ...targetOf(options), family, ownsPort: channel.ownsPort } as Target
     const make = new Maker(profile, channel, target.vnis, started.getTime() % 1_000_000)
     const sleep = (ms: number) => new Promise<void>(resolve => setTimeout(resolve, ms))
     const runner = new Runner({ target, channel, make, host: address, timeoutMs, sleep })

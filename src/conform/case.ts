@@ -70,6 +70,16 @@ export type Case = PacketCase | OtherCase
 export const onlyGeneve = ({ profile }: Target) => (profile.kind === 'geneve' ? undefined : 'not GENEVE')
 export const onlyVxlan = ({ profile }: Target) => (profile.kind === 'vxlan' ? undefined : 'not VXLAN')
 
+/** Asks for options back. */
+export const whereReturned = (target: Target) =>
+  onlyGeneve(target) ?? (target.profile.optionsReturned ? undefined : 'nobody says whether options come back')
+
+/** Asks that metadata tell flows apart. */
+export const whereFlowsDiffer = ({ profile, vnis }: Target) =>
+  profile.kind === 'vxlan' && (vnis.length < 2 || profile.other !== undefined)
+    ? 'nothing in a tunnel header tells flows apart here'
+    : undefined
+
 /** One case for each IP version inside. */
 export function eachFamily(
   one: Omit<PacketCase, 'sends'> & { sends: (make: Maker, family: Family) => Probe[] },

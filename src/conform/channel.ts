@@ -64,33 +64,43 @@ const SLICE = 20
 export interface ChannelOptions {
   remote: string
   port: number
+  /** Of the other tunnel, where there are two. */
+  otherPort?: number
   /** Our address; when not given the one that the kernel would send from. */
   local?: string
 }
 
 /** Opens the sockets. Throws DetourError when there is no way to the target. */
-export function openChannel({ remote, port, local }: ChannelOptions): Channel {
+export function openChannel({ remote, port, otherPort, local }: ChannelOptions): Channel {
   const address = local ?? (remote.startsWith('127.') ? neighbour(remote) : '')
   const open = (number: number, from = address) => openUdp({ address: from, port: number, remote, offload: false })
-  let tunnel: UdpHandle | undefined
-  try {
-    tunnel = open(port)
-  } catch (error) {
-    // The port is taken where the target has our address, or every one.
-    if (!(error instanceof DetourError) || !error.message.includes('EADDRINUSE')) throw error
-  }
+  const tunnels: UdpHandle[] = []
   const sources: UdpHandle[] = []
   try {
-    while (sources.length < 2) sources.push(openAny(number => open(number, tunnel === undefined ? local : address)))
-    return new Sockets(remote, port, tunnel, sources)
+    for (const each of otherPort === undefined ? [port] : [port, otherPort]) {
+      const tunnel = openFree(() => open(each))
+      if (tunnel !== undefined) tunnels.push(tunnel)
+    }
+    while (sources.length < 2) sources.push(openAny(number => open(number, tunnels.length === 0 ? local : address)))
+    return new Sockets({ remote, port, otherPort }, tunnels, sources)
   } catch (error) {
-    for (const handle of [...sources, tunnel]) if (handle !== undefined) close(handle.fd)
+    for (const { fd } of [...sources, ...tunnels]) close(fd)
     throw error
   }
 }
 
 /** Another address of this machine, so that both ends can have the tunnel's port. */
 const neighbour = (loopback: string) => (loopback === '127.0.0.2' ? '127.0.0.3' : '127.0.0.2')
+
+/** Opens a socket, but not where the port is taken: the target has our address then, or every one. */
+function openFree(open: () => UdpHandle): UdpHandle | undefined {
+  try {
+    return open()
+  } catch (error) {
+    if (error instanceof DetourError && error.message.includes('EADDRINUSE')) return undefined
+    throw error
+  }
+}
 
 function openAny(open: (port: number) => UdpHandle): UdpHandle {
   for (let i = 1; ; i++)
@@ -105,6 +115,7 @@ class Sockets implements Channel {
   readonly local: Uint8Array
   readonly remote: Uint8Array
   readonly port: number
+  readonly otherPort?: number
   readonly sources: readonly [number, number]
   readonly ownsPort: boolean
   private readonly handles: UdpHandle[]
@@ -113,14 +124,15 @@ class Sockets implements Channel {
   private readonly order = new Uint8Array(MESSAGE + IOVEC + NAME + CONTROL + LARGEST)
   private raw = 0
 
-  constructor(remote: string, port: number, tunnel: UdpHandle | undefined, sources: UdpHandle[]) {
+  constructor({ remote, port, otherPort }: ChannelOptions, tunnels: UdpHandle[], sources: UdpHandle[]) {
     const [first, second] = sources
     const four = first.family === 4
-    this.handles = tunnel === undefined ? sources : [...sources, tunnel]
-    this.ownsPort = tunnel !== undefined
+    this.handles = [...sources, ...tunnels]
+    this.ownsPort = tunnels.length === (otherPort === undefined ? 1 : 2)
     this.local = Uint8Array.from(first.address)
     this.remote = Uint8Array.from(ipaddr.process(remote).toByteArray())
     this.port = port
+    this.otherPort = otherPort
     this.sources = [first.port, second.port]
     this.to = new Uint8Array(four ? SOCKADDR.IPV4 : SOCKADDR.IPV6)
     this.to[0] = four ? AF.INET : AF.INET6
@@ -144,7 +156,7 @@ class Sockets implements Channel {
     else setsockopt(fd, O.SOL_IPV6, O.IPV6_TCLASS, tos)
     if (four) setsockopt(fd, O.SOL_SOCKET, SO_NO_CHECK, none)
     else setsockopt(fd, O.SOL_UDP, UDP_NO_CHECK6_TX, none)
-    setU16(this.to, 2, this.port)
+    setU16(this.to, 2, udp.destinationPort(packet, at))
     return this.sendTo(fd, packet.subarray(at + udp.HEADER))
   }
 

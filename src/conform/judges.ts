@@ -41,9 +41,9 @@ export function optionsUnchanged({ options }: Probe, answer: Parts): string | un
   return `options sent: ${hex(options)}; came back: ${hex(answer.options)}`
 }
 
-/** The VNI is the one that was sent. */
+/** The VNI is the one that was sent, or that of the other tunnel. */
 export function vniUnchanged({ vni }: Probe, answer: Parts): string | undefined {
-  return answer.vni === vni ? undefined : `VNI ${vni} came back as ${answer.vni}`
+  return answer.vni === vni ? undefined : `the VNI is ${answer.vni} instead of ${vni}`
 }
 
 /** What tells whose a packet is: VNI and options. */

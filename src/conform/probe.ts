@@ -23,7 +23,9 @@ export interface Probe {
   tunnelAt: number
   /** What is behind the tunnel header. */
   inner: Uint8Array
+  /** The VNI and the destination port that its answer has. */
   vni: number
+  port: number
   options: Uint8Array
   /** Outer UDP checksum wrong on purpose: only a raw socket sends that. */
   wrongChecksum: boolean
@@ -56,8 +58,15 @@ export interface Ends {
   local: Uint8Array
   remote: Uint8Array
   port: number
+  /** Of the other tunnel, where there are two. */
+  otherPort?: number
   /** Two source ports of ours. */
   sources: readonly [number, number]
+}
+
+interface Way {
+  port: number
+  vni: number
 }
 
 const MAGIC = 0x44744366
@@ -110,16 +119,20 @@ export class Maker {
   /** A probe around an inner IP packet of the flow, whose payload came from `data`. */
   probe(flow: Flow, packet: Uint8Array, fields: ProbeFields = {}): Probe {
     const { profile } = this
-    const { fate = 'back', reply = false, vni = this.vnis[0], pauseSeconds = 0 } = fields
+    const { fate = 'back', reply = false, pauseSeconds = 0 } = fields
+    const [there, back] = this.ways(reply, fields.vni)
     const options = fields.options ?? profile.metadata(flow, reply)
     const inner = profile.inner === 'ip' ? packet : inEthernet(packet, reply)
     const header =
-      profile.kind === 'vxlan' ? vxlanHeader(vni) : geneveHeader(vni, options, fields.critical ?? false, profile, inner)
+      profile.kind === 'vxlan'
+        ? vxlanHeader(there.vni)
+        : geneveHeader(there.vni, options, fields.critical ?? false, profile, inner)
     const whole = concat(header, inner)
     fields.edit?.(whole)
     const tunnel = whole.subarray(0, fields.cut ?? whole.length)
     const checksum = fields.checksum ?? (profile.kind === 'vxlan' && this.isIpv4 ? 'zero' : 'right')
-    const outer = this.outer(tunnel, fields.tos ?? 0, checksum, this.ends.sources[fields.source ?? 0])
+    const source = this.ends.sources[fields.source ?? 0]
+    const outer = this.outer(tunnel, fields.tos ?? 0, checksum, source, there.port)
     const tunnelAt = outer.length - tunnel.length
     this.tokens++
     return {
@@ -129,19 +142,29 @@ export class Maker {
       packet: outer,
       tunnelAt,
       inner,
-      vni,
+      ...back,
       options,
       wrongChecksum: checksum === 'wrong',
       pauseSeconds,
     }
   }
 
+  /** Port and VNI by which a packet goes there, and those by which it comes back. */
+  private ways(reply: boolean, vni = this.vnis[0]): [Way, Way] {
+    const { profile, ends, vnis } = this
+    const one = { port: ends.port, vni }
+    if (profile.other === undefined) return [one, one]
+    const inside = { port: ends.port, vni: vnis[0] }
+    const outside = { port: ends.otherPort ?? profile.other.port, vni: vnis[1] ?? profile.other.vni }
+    return reply ? [inside, outside] : [outside, inside]
+  }
+
   private get isIpv4(): boolean {
     return this.ends.local.length === 4
   }
 
-  private outer(tunnel: Uint8Array, tos: number, checksum: string, source: number): Uint8Array {
-    const { local, remote, port } = this.ends
+  private outer(tunnel: Uint8Array, tos: number, checksum: string, source: number, port: number): Uint8Array {
+    const { local, remote } = this.ends
     const header = this.isIpv4 ? ipv4.HEADER : ipv6.HEADER
     const at = header + udp.HEADER
     const b = new Uint8Array(at + tunnel.length)

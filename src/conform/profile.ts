@@ -20,8 +20,14 @@ export interface ConformProfile {
   readonly ports: 'tunnel' | 'kept'
   /** Largest inner packets that must come back, in bytes, beside 1500. */
   readonly largest?: number
-  /** Where the profile comes from. */
-  readonly source: string
+  /** What the other of two tunnels has, where a packet comes by one and goes back by the other: clients' packets come by it. */
+  readonly other?: { readonly port: number; readonly vni: number }
+  /** False where nobody says whether options come back. */
+  readonly optionsReturned: boolean
+  /** The whole header comes back as it was, reserved bits and all. */
+  readonly headerKept: boolean
+  /** IP versions of the underlay. */
+  readonly outer: readonly (4 | 6)[]
   /** The GENEVE options that go with a packet of a flow; `reply` for one of the server's. */
   metadata(flow: Flow, reply: boolean): Uint8Array
 }
@@ -58,7 +64,9 @@ const GENEVE: ConformProfile = {
   inner: 'ethernet',
   vnis: [1, 2, 0xfffffe],
   ports: 'tunnel',
-  source: 'RFC 8926',
+  optionsReturned: true,
+  headerKept: false,
+  outer: [4, 6],
   metadata(flow, reply) {
     const data = words(0, cookieOf(flow))
     setU16(data, 0, 1)
@@ -74,11 +82,57 @@ const VXLAN: ConformProfile = {
   inner: 'ethernet',
   vnis: [1, 2, 0xfffffe],
   ports: 'tunnel',
-  source: 'RFC 7348',
+  optionsReturned: true,
+  headerKept: false,
+  outer: [4, 6],
   metadata: none,
 }
 
-const PROFILES: readonly ConformProfile[] = [GENEVE, VXLAN]
+const AWS_GWLB: ConformProfile = {
+  ...GENEVE,
+  name: 'aws-gwlb',
+  inner: 'ip',
+  vnis: [0],
+  ports: 'kept',
+  largest: 8500,
+  headerKept: true,
+  outer: [4],
+  metadata: flow =>
+    concat(
+      option(0x0108, 1, words(0x0123_4567, 0x89ab_cdef)),
+      option(0x0108, 2, words(0xfedc_ba98, 0x7654_3210)),
+      option(0x0108, 3, words(cookieOf(flow))),
+    ),
+}
+
+/** Network id 28 bits, reserved 3, direction 1: set in what leaves the client. */
+const GCP_NETWORK = 0x0abc_def0
+
+const GCP_NSI: ConformProfile = {
+  ...GENEVE,
+  name: 'gcp-nsi',
+  inner: 'ip',
+  vnis: [0],
+  optionsReturned: false,
+  metadata: (flow, reply) =>
+    concat(
+      option(0x0132, 1, words(GCP_NETWORK | (reply ? 0 : 1))),
+      option(0x0132, 2, words(0x0123_4567, cookieOf(flow))),
+      option(0x0132, 3, words(0xfedc_ba98, 0x7654_3210)),
+    ),
+}
+
+const AZURE_GWLB: ConformProfile = {
+  ...VXLAN,
+  name: 'azure-gwlb',
+  port: 10800,
+  vnis: [800, 801],
+  other: { port: 10801, vni: 801 },
+}
+
+const PAN_CNI: ConformProfile = { ...VXLAN, name: 'pan-cni', port: 6080, vnis: [1] }
+
+const PROFILES: readonly ConformProfile[] = [GENEVE, VXLAN, AWS_GWLB, GCP_NSI, AZURE_GWLB, PAN_CNI]
 
 /** Names that people may give. */
 export const CONFORM_PROFILES = PROFILES.map(({ name }) => name)

@@ -10,10 +10,10 @@ import type { ConformProfile } from './profile.ts'
 import type { Captured, Outcome, Result } from './run.ts'
 
 /** One line for an outer IP packet, with what tcpdump would not say of it unasked. */
-export function line(kind: ConformProfile['kind'], port: number, b: Uint8Array): string {
+export function line(kind: ConformProfile['kind'], ports: readonly number[], b: Uint8Array): string {
   const four = b[0] >> 4 === 4
   const [tos, ttl] = four ? [b[1], b[8]] : [((b[0] << 4) | (b[1] >> 4)) & 0xff, b[7]]
-  return `(tos 0x${tos.toString(16)}, ttl ${ttl}) ${showPacket(b, 0, b.length, { [kind]: [port] })}`
+  return `(tos 0x${tos.toString(16)}, ttl ${ttl}) ${showPacket(b, 0, b.length, { [kind]: ports })}`
 }
 
 /** How many cases passed, failed and were not asked. */

@@ -106,7 +106,8 @@ export class Runner {
   }
 
   private line(packet: Uint8Array): string {
-    return line(this.options.target.profile.kind, this.options.channel.port, packet)
+    const { port, otherPort = port } = this.options.channel
+    return line(this.options.target.profile.kind, [port, otherPort], packet)
   }
 
   private hands(): Hands {

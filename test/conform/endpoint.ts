@@ -80,7 +80,8 @@ export async function conform(
   }: Partial<Target> & { cases?: string[]; timeoutMs?: number } = {},
 ): Promise<Result[]> {
   const profile = conformProfile(profileName)
-  const channel = openChannel({ remote: address, port })
+  const otherPort = profile.other && port + 1
+  const channel = openChannel({ remote: address, port, otherPort })
   const family = address.includes(':') ? 6 : 4
   const target: Target = { profile, vnis: profile.vnis, family, ownsPort: channel.ownsPort, slow: false, ...more }
   const runner = new Runner({

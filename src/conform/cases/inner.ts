@@ -5,7 +5,7 @@ import * as ipv4 from '../../wire/ipv4.ts'
 import * as ipv6 from '../../wire/ipv6.ts'
 import * as tcp from '../../wire/tcp.ts'
 import * as udp from '../../wire/udp.ts'
-import { AWS_APPLIANCE, awsGuide, eachFamily, type PacketCase, type Target } from '../case.ts'
+import { AWS_APPLIANCE, awsGuide, eachFamily, type PacketCase, whereFlowsDiffer } from '../case.ts'
 import { type Family, type Flow, fragments, icmpPacket, packet, tcpPacket, udpPacket } from '../inner.ts'
 import { identityUnchanged, innerUnchanged } from '../judges.ts'
 import type { Maker, Probe } from '../probe.ts'
@@ -96,9 +96,6 @@ const NOPS = Uint8Array.of(1, 1, 1, 0)
 /** SCTP, ESP, GRE and one of those reserved for experiments (RFC 3692). */
 const OTHERS = [132, 50, 47, 253]
 
-const CANNOT_TELL = ({ profile, vnis }: Target) =>
-  profile.kind === 'vxlan' && vnis.length < 2 ? 'with one VNI nothing in a packet tells flows apart' : undefined
-
 export const INNER_CASES: readonly PacketCase[] = [
   ...eachFamily({
     name: 'inner-udp',
@@ -184,7 +181,7 @@ export const INNER_CASES: readonly PacketCase[] = [
     name: 'inner-ip-options-flow',
     section: 'RFC 791 section 3.1',
     expected: 'behind IPv4 options the ports are still found: two flows that differ in them keep their own metadata',
-    without: CANNOT_TELL,
+    without: whereFlowsDiffer,
     sends: make => neighbours(make, NOPS),
     judge: identityUnchanged,
   },
@@ -199,7 +196,7 @@ export const INNER_CASES: readonly PacketCase[] = [
     name: 'inner-fragments-flow',
     section: 'RFC 791 section 3.2, RFC 8200 section 4.5',
     expected: 'no ports are read from a fragment that is not the first: it keeps its own metadata',
-    without: CANNOT_TELL,
+    without: whereFlowsDiffer,
     sends: masquerade,
     judge: identityUnchanged,
   }),

@@ -1,7 +1,7 @@
 // Cases about GENEVE options: RFC 8926 section 3.5.
 
 import * as geneve from '../../wire/geneve.ts'
-import { AWS_APPLIANCE, onlyGeneve, type PacketCase } from '../case.ts'
+import { AWS_APPLIANCE, onlyGeneve, type PacketCase, whereReturned } from '../case.ts'
 import { optionsUnchanged } from '../judges.ts'
 import type { Maker } from '../probe.ts'
 import { concat, option } from '../profile.ts'
@@ -33,7 +33,7 @@ export const OPTION_CASES: readonly PacketCase[] = [
     name: 'options-returned',
     section: `RFC 8926 section 3.5; ${AWS_APPLIANCE}`,
     expected: 'the options that came with a packet go back with it, byte for byte, in both directions',
-    without: onlyGeneve,
+    without: whereReturned,
     sends: make => {
       const flow = make.flow()
       return [make.plain(flow), make.plain(flow, { reply: true })]
@@ -44,7 +44,7 @@ export const OPTION_CASES: readonly PacketCase[] = [
     name: 'options-unknown-returned',
     section: 'RFC 8926 section 3.5',
     expected: 'options that are unknown and not critical are kept, in order, also empty ones',
-    without: onlyGeneve,
+    without: whereReturned,
     sends: make => {
       const more = behind(
         make,
@@ -60,7 +60,7 @@ export const OPTION_CASES: readonly PacketCase[] = [
     name: 'options-longest-returned',
     section: 'RFC 8926 sections 3.4 and 3.5',
     expected: '252 bytes of options are kept',
-    without: onlyGeneve,
+    without: whereReturned,
     sends: make => {
       const { flow, options } = longest(make)
       return [make.plain(flow, { options })]

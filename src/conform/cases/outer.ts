@@ -1,5 +1,8 @@
 // Cases about the outer headers: ports, checksum, TTL, DSCP, and ECN by RFC 6040.
 
+import * as ipv4 from '../../wire/ipv4.ts'
+import * as ipv6 from '../../wire/ipv6.ts'
+import * as udp from '../../wire/udp.ts'
 import { AWS_APPLIANCE, eachFamily, type PacketCase } from '../case.ts'
 import { type Family, udpPacket } from '../inner.ts'
 import { innerEcnIs, outerEcnShowsInner } from '../judges.ts'
@@ -28,8 +31,7 @@ export const OUTER_CASES: readonly PacketCase[] = [
     expected: "answers go to the tunnel's port, not back to the source port",
     without: ({ ownsPort }) => (ownsPort ? undefined : OWN_PORT),
     sends: make => [make.plain()],
-    judge: ({ packet }, { destinationPort }) => {
-      const port = portsOf(packet)[1]
+    judge: ({ port }, { destinationPort }) => {
       return destinationPort === port ? undefined : `it came to port ${destinationPort} instead of ${port}`
     },
   },
@@ -40,10 +42,10 @@ export const OUTER_CASES: readonly PacketCase[] = [
     without: ({ profile, ownsPort }) =>
       profile.ports !== 'kept' ? 'the profile does not ask for it' : ownsPort ? undefined : OWN_PORT,
     sends: make => [make.plain(), make.plain(make.flow(), { source: 1 })],
-    judge: ({ packet }, { sourcePort, destinationPort }) => {
-      const [source, destination] = portsOf(packet)
-      if (destinationPort === destination && sourcePort === source) return undefined
-      return `sent from port ${source} to ${destination}, it came back from ${sourcePort} to ${destinationPort}`
+    judge: ({ packet, port }, { sourcePort, destinationPort }) => {
+      const source = sourcePortOf(packet)
+      if (destinationPort === port && sourcePort === source) return undefined
+      return `it came from port ${sourcePort} to ${destinationPort} instead of from ${source} to ${port}`
     },
   },
   {
@@ -139,8 +141,5 @@ export const OUTER_CASES: readonly PacketCase[] = [
   }),
 ]
 
-/** Source and destination port of an outer packet of ours. */
-function portsOf(packet: Uint8Array): [number, number] {
-  const at = packet[0] >> 4 === 4 ? 20 : 40
-  return [(packet[at] << 8) | packet[at + 1], (packet[at + 2] << 8) | packet[at + 3]]
-}
+/** Source port of an outer packet of ours. */
+const sourcePortOf = (packet: Uint8Array) => udp.sourcePort(packet, packet[0] >> 4 === 4 ? ipv4.HEADER : ipv6.HEADER)
