@@ -13,6 +13,9 @@ export const STATE = { DEAD: 0, MATCH: 1, START: 2 } as const
 /** States of one automaton at most; what needs more is refused at set-up. */
 export const LIMIT_STATES = 2048
 
+/** Steps followed while an automaton is made, at most: what needs more would take seconds. */
+const LIMIT_WORK = 1 << 22
+
 /** What to look for, as the rule file gives it. */
 export type Pattern = { regex: string; flags: string } | { bytes: Uint8Array }
 
@@ -157,6 +160,7 @@ function determinize({ node, anchored }: { node: Node; anchored: boolean }): Aut
   /** The byte-eating steps reachable without eating, in order; null when the pattern has matched. */
   const visited = new Uint32Array(steps.length)
   let visit = 0
+  let work = 0
   const closure = (todo: number[]): number[] | null => {
     const eating: number[] = []
     visit++
@@ -165,6 +169,7 @@ function determinize({ node, anchored }: { node: Node; anchored: boolean }): Aut
       if (at === MATCHED) return null
       if (at < 0 || visited[at] === visit) continue
       visited[at] = visit
+      if (++work > LIMIT_WORK) throw new DetourError('bad-config', 'it is too complex; shorten its repetitions')
       const { set, to, or } = steps[at]
       if (set === null) todo.push(to, or)
       else eating.push(at)

@@ -1,5 +1,6 @@
 // Alerts as Suricata's EVE JSON (Suricata 7 user guide, "Eve JSON Format"), for log pipelines that read that.
 
+import ipaddr from 'ipaddr.js'
 import type { DnsQuestion } from '../l7/dns.ts'
 import type { RequestHead } from '../l7/http.ts'
 import type { ClientHello } from '../l7/tls.ts'
@@ -52,9 +53,9 @@ export function eveLine(event: Event, alert: Alert): string {
     timestamp: timestamp(event.timeMs),
     flow_id: event.flow,
     event_type: 'alert',
-    src_ip: event.source,
+    src_ip: address(event.source),
     ...(hasPorts && { src_port: event.sourcePort }),
-    dest_ip: event.destination,
+    dest_ip: address(event.destination),
     ...(hasPorts && { dest_port: event.destinationPort }),
     proto: PROTOCOLS[event.protocol] ?? String(event.protocol).padStart(3, '0'),
     alert: {
@@ -68,7 +69,7 @@ export function eveLine(event: Event, alert: Alert): string {
       ...(Object.keys(metadata).length > 0 && { metadata }),
     },
     ...layer(alert),
-    app_proto: application ?? 'failed',
+    ...(application !== undefined && { app_proto: application }),
     direction: toServer ? 'to_server' : 'to_client',
   })
 }
@@ -76,12 +77,13 @@ export function eveLine(event: Event, alert: Alert): string {
 function layer({ application, request, hello, question }: Alert): object {
   if (application === 'http' && request !== undefined) {
     const value = (name: string) => request.headers.find(([one]) => one.toLowerCase() === name)?.[1]
+    const [, hostname = request.host || undefined, port] = /^(.*?)(?::(\d{1,5}))?$/.exec(value('host') ?? '') ?? []
     return {
       http: {
-        hostname: request.host || undefined,
+        hostname: hostname || undefined,
+        http_port: port === undefined ? undefined : Number(port),
         url: request.target,
         http_user_agent: value('user-agent'),
-        http_content_type: undefined,
         http_refer: value('referer'),
         http_method: request.method,
         protocol: `HTTP/${request.version}`,
@@ -94,6 +96,14 @@ function layer({ application, request, hello, question }: Alert): object {
       dns: { query: [{ type: 'query', rrname: question.raw, rrtype: TYPES[question.type] ?? String(question.type) }] },
     }
   return {}
+}
+
+/** IPv6 with all its digits, as Suricata writes it. */
+function address(text: string): string {
+  if (!text.includes(':')) return text
+  return ipaddr.IPv6.parse(text)
+    .parts.map(part => part.toString(16).padStart(4, '0'))
+    .join(':')
 }
 
 /** As Suricata writes it in UTC: `2023-11-14T22:13:20.004000+0000`. */
