@@ -20,7 +20,7 @@ import { parse } from './parse.ts'
 export interface ClassifyOptions {
   fragments: FragmentTable
   seed: Seed
-  /** False where there are no attachments (offline work), so that a flow key has none. */
+  /** False where there are no attachments (offline work): a flow key has none, and no gate has kept neighbour discovery on its link. */
   withAttachment: boolean
   /** Where ARP, multicast group reports, DHCP and whatever else is not IP goes; undefined treats them like any packet. */
   local: Batch | undefined
@@ -50,7 +50,7 @@ export class Classify {
 
   /** Frames with a flow key stay; local ones leave by the side outlet, malformed ones are dropped. */
   readonly run = (batch: Batch): void => {
-    const { pool, counters, local } = this
+    const { pool, counters, local, withAttachment } = this
     const { frames, length } = batch
     let kept = 0
     let dropped = 0
@@ -61,8 +61,9 @@ export class Classify {
       bytes += pool.length[frame]
       const reason = this.classify(frame, kept === 0 ? -1 : frames[kept - 1])
       if (reason === 0) {
-        if (local !== undefined && isLocal(pool, frame)) local.push(frame)
-        else frames[kept++] = frame
+        if (local === undefined || !(isLocal(pool, frame) || (!withAttachment && isDiscovery(pool, frame))))
+          frames[kept++] = frame
+        else local.push(frame)
       } else if (reason === DROP.NOT_IP && local !== undefined) {
         local.push(frame)
       } else {
@@ -88,6 +89,8 @@ export class Classify {
 }
 
 const IGMP = 2
+/** Hop limit of what has not left its link. */
+const ON_LINK = 255
 const DHCP_SERVER = 67
 const DHCP_CLIENT = 68
 const DHCP6_CLIENT = 546
@@ -95,7 +98,7 @@ const DHCP6_SERVER = 547
 
 /**
  * MLD (RFC 3810), IGMP (RFC 3376), DHCP (RFC 2131) and DHCPv6 (RFC 8415) belong to the link; so does a group-addressed frame that arrives, because
- * its addresses do not say which pod it was for. Neighbour discovery of the link never comes here: the gate lets it pass.
+ * its addresses do not say which pod it was for. Neighbour discovery of the link never comes here from a pod: the gate lets it pass.
  */
 function isLocal(pool: Pool, frame: number): boolean {
   const at = pool.transport[frame]
@@ -112,6 +115,16 @@ function isLocal(pool: Pool, frame: number): boolean {
   const type = icmp.type(b, at)
   const { MLD_QUERY, MLD_DONE, MLDV2_REPORT } = icmp.TYPE6
   return (type >= MLD_QUERY && type <= MLD_DONE) || type === MLDV2_REPORT
+}
+
+/** Neighbour discovery that no router has forwarded (RFC 4861 sections 6.1 and 7.1). */
+function isDiscovery(pool: Pool, frame: number): boolean {
+  const at = pool.transport[frame]
+  const b = pool.bytes
+  if (at === 0 || pool.protocol[frame] !== ipv4.PROTOCOL.ICMPV6) return false
+  const type = icmp.type(b, at)
+  const { ROUTER_SOLICITATION, REDIRECT } = icmp.TYPE6
+  return type >= ROUTER_SOLICITATION && type <= REDIRECT && ipv6.hopLimit(b, pool.network[frame]) === ON_LINK
 }
 
 /**
