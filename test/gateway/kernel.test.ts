@@ -116,7 +116,15 @@ async function startGateway(family: Family, ...more: string[]): Promise<{ stop()
 }
 
 interface Summary {
-  stages: { stage: string; inPackets: number; outPackets: number; outBytes: number; created: number; drops: number }[]
+  stages: {
+    stage: string
+    inPackets: number
+    outPackets: number
+    outBytes: number
+    created: number
+    errors: number
+    drops: number
+  }[]
   drops: { stage: string; reason: string; packets: number }[]
 }
 
@@ -198,5 +206,48 @@ describe.skipIf(missing !== '')(title('gateway and kernel'), () => {
         // On the best rung super-packets stay whole.
         if (rung === 'tunnel-gso') expect(outBytes / outPackets).toBeGreaterThan(10_000)
       })
+
+    for (const rung of RUNGS[family])
+      it(`over IPv${family}: faults befall packets as they are on a wire, and break no checksum, on rung ${rung}`, async () => {
+        build(family)
+        if (rung === 'udp-socket') await runIn(NODE, 'ethtool', '-K', 'uplink', 'tx', 'off')
+        const faults = ['--fault', 'drop=0.2%,reorder=1%,duplicate=1%,direction=both', '--fault', 'delay=1ms,share=1%']
+        const gateway = await startGateway(family, '--interface', UPLINK, '--offload', rung, ...faults)
+        await transfer(CLIENT, SERVER, POD[4].server)
+        expect([await wrongChecksums(NODE), await wrongChecksums(SERVER), await wrongChecksums(CLIENT)]).toEqual([
+          0, 0, 0,
+        ])
+        const { stages, drops } = await gateway.stop()
+        expect(drops.map(({ stage, reason }) => `${stage} ${reason}`).sort()).toEqual([
+          'faults receive fault',
+          'faults transmit fault',
+        ])
+        for (const way of ['faults receive', 'faults transmit']) {
+          const stage = stages.find(each => each.stage === way)!
+          expect(stage.inPackets + stage.created).toBe(stage.outPackets + stage.drops)
+          expect(stage.created).toBeGreaterThan(0)
+          expect(stage.outBytes / stage.outPackets).toBeLessThan(1600)
+        }
+      })
   }
+
+  it.each([4, 6] as const)('over IPv%i: every wrong bit makes the outer checksum wrong', async family => {
+    build(family)
+    const gateway = await startGateway(family, '--interface', UPLINK, '--fault', 'corrupt=1%,protocol=tcp')
+    await transfer(CLIENT, SERVER, POD[4].server)
+    const { stages } = await gateway.stop()
+    const { errors } = stages.find(({ stage }) => stage === 'faults transmit')!
+    expect(errors).toBeGreaterThan(0)
+    expect([await wrongChecksums(NODE), await wrongChecksums(SERVER), await wrongChecksums(CLIENT)]).toEqual([
+      errors,
+      0,
+      0,
+    ])
+  })
 })
+
+/** How many packets this namespace's kernel has refused for their checksum. */
+async function wrongChecksums(namespace: string): Promise<number> {
+  const counters = await runIn(namespace, 'nstat', '-asz')
+  return [...counters.matchAll(/^(?:Tcp|Udp6?)InCsumErrors +(\d+)/gm)].reduce((sum, [, n]) => sum + Number(n), 0)
+}
