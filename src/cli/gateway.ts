@@ -105,6 +105,7 @@ Examples:
   detour gateway --listen 0.0.0.0:6081 --policy rules.yaml --log verdicts.jsonl
   detour gateway --listen 0.0.0.0 --fault drop=1% --fault delay=50ms,at=30s,for=10s
   detour gateway --listen 0.0.0.0 --policy policies/ --inventory cluster.json --deny-with 403
+  detour gateway --listen 0.0.0.0 --rules emerging.rules --rule-var 'HOME_NET=[10.0.0.0/8]' --eve eve.json
   detour gateway --listen [::1]:4789 --profile vxlan --log -
   sudo detour gateway --listen 10.99.0.2 --namespace endpoint --interface eth0
   sudo detour gateway --listen 10.99.0.2 --inline veth-in,veth-out`,

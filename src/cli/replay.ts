@@ -60,6 +60,7 @@ Examples:
   detour replay -r in.pcap                              what would the tunnel and a gateway do to this?
   detour replay -r in.pcap -w returned.pcap --policy rules.yaml --log verdicts.jsonl
   detour replay -r in.pcap --policy policies/ --inventory cluster.json --log -
+  detour replay -r in.pcap --rules emerging.rules --eve -       which threats would be told of?
   detour replay -r in.pcap --profile vxlan --endpoint 127.0.0.1:4789 --rate 5000pps
   detour replay -r in.pcap --fault loss=1%,seed=7 --pcap underlay.pcapng`,
     )

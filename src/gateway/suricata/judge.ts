@@ -25,6 +25,8 @@ import { PIECE, Window, WindowMemory } from './window.ts'
 
 /** Memory for windows over streams, of one worker. */
 const WINDOWS = 128 << 20
+/** Flows of one worker that are looked at, at most: about 1 KiB each. */
+const LIMIT_FLOWS = 1 << 18
 /** Rules of one stream whose needle was found and that wait for more; the oldest is given up. */
 const LIMIT_PENDING = 256
 
@@ -106,6 +108,10 @@ export class SignatureJudge implements Judge, Listener {
       sides: undefined,
     }
     if (!this.headers.some(header => covers(header, flow, 0) || covers(header, flow, 1))) return UNDECIDED
+    if (this.flows.size >= LIMIT_FLOWS) {
+      this.host.contents.unseen++
+      return UNDECIDED
+    }
     const { signatures, bare } = this.rules
     flow.bare = bare.filter(
       rule => covers(signatures[rule].header, flow, 0) || covers(signatures[rule].header, flow, 1),

@@ -122,6 +122,21 @@ describe.skipIf(reason !== '')(`flows that rules are about${reason}`, () => {
     expect(last.map(({ action }) => action)).toEqual(['allow', 'reset', 'drop', 'drop', 'reset'])
   })
 
+  it('go on unseen where memory runs out, which is told', async () => {
+    const policy = { policies: [], inventory: [], denial: 'reset', streams: { flow: 4096, total: 4096 } } as const
+    const rules = 'alert tcp any any -> any any (content:"ATTACK"; sid:1;)'
+    const { report, alerts } = await through(['an ATTACK', 'an ATTACK', 'an ATTACK'], rules, {
+      ...policy,
+      policies: [],
+      inventory: [],
+    })
+    expect(alerts).toEqual([[0, 1, 'allowed']])
+    expect(report).toMatchObject({
+      notReturned: 0,
+      faults: ['signatures: 2 flows were not inspected to their end, for lack of memory'],
+    })
+  })
+
   it('are searched on where a rule file has found what it allows', async () => {
     const policy = parsePolicy(
       'default: allow\nrules: [{ name: fine, protocol: tcp, signature: { text: FINE }, action: allow }]',
