@@ -48,7 +48,7 @@ add(eth(IP(src=A, dst=B, options=[b'\x94\x04\x00\x00']) / TCP(sport=4001, dport=
 
 # What belongs to the link.
 add(eth(ARP(psrc=A, pdst=B)), eth(IPv6(src=A6, dst=B6, hlim=255) / ICMPv6ND_NS(tgt=B6)))
-add(eth(IPv6(src='fe80::2', dst='ff02::16', hlim=1) / ICMPv6MLReport2()))
+add(Ether(src='02:00:00:00:00:01', dst='33:33:00:00:00:16') / IPv6(src='fe80::2', dst='ff02::16', hlim=1) / ICMPv6MLReport2())
 dhcp = IP(src='0.0.0.0', dst='255.255.255.255') / UDP(sport=68, dport=67) / BOOTP() / DHCP(options=['end'])
 dhcp6 = IPv6(src='fe80::2', dst='ff02::1:2') / UDP(sport=546, dport=547) / b'\x01\x00\x00\x01'
 add(eth(dhcp, 'ff:ff:ff:ff:ff:ff'), eth(dhcp6, '33:33:00:01:00:02'))
