@@ -43,12 +43,14 @@ export class Turn {
     const { pool } = this
     const { frames, length } = batch
     let bytes = 0
+    let sent = 0
     for (let i = 0; i < length; i++) {
       bytes += pool.length[frames[i]]
       this.turn(frames[i])
+      sent += pool.length[frames[i]]
     }
     this.counters.received(length, bytes)
-    this.counters.sent(length, bytes)
+    this.counters.sent(length, sent)
   }
 
   private turn(frame: number): void {

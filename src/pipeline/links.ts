@@ -17,7 +17,7 @@ const LONGEST = 22
 /** Words of a flow: its hash, and a header each way. */
 const ROW = 1 + WORDS * 2
 
-/** Pod addresses: sets of so many places, of which a stranger can take no more than one set. */
+/** Pod addresses: sets of so many places. One that is pushed out of its set is known again by its next packet. */
 const SETS = 4096
 const WAYS = 4
 /** Version and attachment, then the address. */

@@ -79,7 +79,7 @@ export class Restore {
       let reason = this.restore(frame)
       if (this.links !== undefined && reason === 0 && pool.attachment[frame] !== PROBE_ATTACHMENT)
         reason = this.complete(frame, this.links)
-      if (reason === DROP.UNKNOWN_FLOW && handover !== undefined && handover.take(frame)) {
+      if (reason !== 0 && handover !== undefined && this.mayBeStray(reason) && handover.take(frame)) {
         strays++
         continue
       }
@@ -122,6 +122,11 @@ export class Restore {
     // Every packet of the flow has its hash for a cookie.
     if (this.checksCookie && pool.key[frame * KEY_WORDS + COOKIE_WORD] !== pool.hash[frame]) return DROP.FLOW_COOKIE
     return links.putBack(frame) ? 0 : DROP.UNKNOWN_FLOW
+  }
+
+  /** Every worker knows the pods' Ethernet addresses, but whose an IP address is only its own flows tell. */
+  private mayBeStray(reason: DropReason): boolean {
+    return reason === DROP.UNKNOWN_FLOW || (this.links !== undefined && reason === DROP.UNKNOWN_ATTACHMENT)
   }
 
   private readonly known = (frame: number): boolean => {

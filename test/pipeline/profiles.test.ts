@@ -1,5 +1,6 @@
 // What a node sends in the form of each cloud, byte by byte and as tshark reads it, and what it makes of what comes back.
 
+import { execFileSync, spawnSync } from 'node:child_process'
 import { describe, expect, test } from 'vitest'
 import { type TunnelFlags, tunnelOf } from '../../src/cli/options.ts'
 import { CAPABILITY } from '../../src/device/device.ts'
@@ -165,6 +166,56 @@ describe('aws-gwlb', () => {
     expect(six).toMatchObject({ 'geneve.proto_type': ['0x86dd'], 'ipv6.dst': [PEER.ip6] })
   })
 })
+
+const PYTHON = '/usr/bin/python3'
+const hasScapy = spawnSync(PYTHON, ['-c', 'import scapy.contrib.geneve']).status === 0
+const SCAPY = `
+import sys, json
+from scapy.all import Ether, IP, IPv6, UDP, Raw
+from scapy.contrib.geneve import GENEVE, GeneveOptions
+read, built = [], []
+def options(g):
+    # NB: scapy 2.5 leaves all but the first option as the first one's payload.
+    found, rest = [], bytes(g.options[0])
+    while rest:
+        o = GeneveOptions(rest)
+        found.append(GeneveOptions(rest[:4 + int(o.length) * 4]))
+        rest = rest[4 + int(o.length) * 4:]
+    return found
+for line in sys.stdin:
+    p = Ether(bytes.fromhex(line.strip()))
+    g = p[GENEVE]
+    read.append([[int(o.classid), int(o.type), bytes(o.data).hex()] for o in options(g)] + [g.proto, g.vni, g.payload.name])
+    # Sent back by scapy, checksums and lengths its own.
+    back = Ether(src=p.dst, dst=p.src)/IP(src=p[IP].dst, dst=p[IP].src)/UDP(sport=p[UDP].sport, dport=6081)
+    built.append(bytes(back/GENEVE(vni=0, proto=g.proto, optionlen=8, options=options(g))/g.payload).hex())
+print(json.dumps([read, built]))
+`
+
+test.skipIf(!hasScapy)(
+  `aws-gwlb as scapy reads it, and as it sends it back${hasScapy ? '' : ' (skipped: no scapy)'}`,
+  () => {
+    const rig = rigOf('aws-gwlb', { set })
+    const pod = rig.pod()
+    const frames = [frame({ protocol: TCP }), frame({ version: 6 }), frame(arriving({ options: 8 }))]
+    const sent = rig.toward(pod, ...frames)
+    const input = sent.map(({ bytes }) => hex(bytes)).join('\n')
+    const [read, built] = JSON.parse(execFileSync(PYTHON, ['-c', SCAPY], { input }).toString())
+    const options = sent.map(packet => [
+      [0x0108, 1, ids.endpointId],
+      [0x0108, 2, ids.attachmentId],
+      [0x0108, 3, hex(behindUdp(packet)).slice(72, 80)],
+    ])
+    expect(read).toEqual([
+      [...options[0], 0x0800, 0, 'IP'],
+      [...options[1], 0x86dd, 0, 'IPv6'],
+      [...options[2], 0x0800, 0, 'IP'],
+    ])
+    rig.back(...built.map((text: string) => Uint8Array.from(Buffer.from(text, 'hex'))))
+    expect(received(pod)).toEqual(frames.map(hex))
+    rig.balanced()
+  },
+)
 
 describe('packets without a link header get theirs back', () => {
   const four: [string, Inner[]][] = [
