@@ -172,11 +172,12 @@ export class Runner {
       const token = tokenIn(packet)
       if (awaited.some(probe => probe.token === token && !probes.includes(probe))) return true
       const known = token === 0 ? this.bare.findLast(each => endsWith(packet, each.inner))?.token : token
-      // What cannot be told by token or content answers the last probe that has had no answer.
+      // What cannot be told by token or content answers the first probe that still waits for an answer, or else a sentinel.
       const probe =
         known === undefined
-          ? probes.findLast(each => sent.has(each.token) && !answers.has(each.token))
+          ? probes.find(each => each.fate !== 'nothing' && sent.has(each.token) && !answers.has(each.token))
           : probes.find(each => each.token === known)
+      if (known === undefined && probe === undefined && awaited.every(each => !probes.includes(each))) return true
       if (probe === undefined) continue
       answered.push(probe)
       const ms = performance.now() - (sent.get(probe.token) ?? 0)

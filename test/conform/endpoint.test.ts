@@ -129,6 +129,54 @@ describe('a defect fails the cases about it and no others', () => {
   })
 })
 
+/** Faults of our own gateway, and exactly the cases that fail. */
+const FAULTS: readonly [string, readonly string[]][] = [
+  ['drop-options', RETURNED],
+  ['flip-option', RETURNED],
+  ['critical-option', RETURNED],
+  ['reorder-options', ['options-unknown-returned', 'options-longest-returned']],
+  ['swap-ports', ['outer-port']],
+  ['wrong-port', ['answers']],
+  ['mtu=1400', families('inner-1500')],
+  ['mtu=1400,larger=truncate', families('inner-1500')],
+  ['duplicate', ['flow-once']],
+  ['reorder=0.3', ['flow-order']],
+]
+
+describe('a fault of our own gateway fails the cases about it and no others', () => {
+  test.each(FAULTS)(
+    '%s',
+    async (fault, expected) => {
+      const endpoint = gateway('geneve', '127.0.0.1', join(directory, 'control'), '--fault', fault)
+      const results = await ask(endpoint, 'geneve', { timeoutMs: 1500 })
+      expect(named(results, 'fail').sort()).toEqual([...expected].sort())
+    },
+    60_000,
+  )
+})
+
+describe('behind AWS’s load balancer', () => {
+  const aws = { slow: true, timeoutMs: 1500 }
+
+  test('an endpoint over a UDP socket cannot keep the source port, and that is all', async () => {
+    for (const starting of [
+      strange('geneve', '127.0.0.1'),
+      gateway('aws-gwlb', '127.0.0.1', join(directory, 'control')),
+    ])
+      expect(named(await ask(starting, 'aws-gwlb', aws), 'fail')).toEqual(['outer-ports-kept'])
+  })
+
+  test.each([
+    ['mtu-1400', [...families('inner-1500'), ...families('inner-largest')]],
+    ['options-dropped', RETURNED],
+    ['one-cookie', [...RETURNED, ...MIXED]],
+    ['ports-at-20', ['inner-ip-options-flow']],
+  ])('%s', async (defect, expected) => {
+    const results = await ask(strange('geneve', '127.0.0.1', defect), 'aws-gwlb', aws)
+    expect(named(results, 'fail').sort()).toEqual(['outer-ports-kept', ...expected].sort())
+  })
+})
+
 describe('an endpoint that does not answer', () => {
   test('after a packet: later cases are not asked, and say since when', async () => {
     const results = await ask(strange('geneve', '127.0.0.1', 'walk-crashes'), 'geneve', { timeoutMs: 500 })
