@@ -265,6 +265,13 @@ describe('hostile clients', () => {
     expect(replies.slice(1).map(({ failure }) => failure?.code)).toEqual(Array(3).fill('unknown-request'))
   })
 
+  test('faults on demand are a gateway’s: other faces refuse them', async () => {
+    await serve()
+    const asked = [encodeRequest(2, 'faults', {}), encodeRequest(3, 'addFault', { spec: 'kill' })]
+    const replies = await raw(HELLO, ...asked, encodeRequest(4, 'clearFaults', {}), 'end')
+    expect(replies.slice(1).map(({ failure }) => failure?.code)).toEqual(Array(3).fill('unknown-request'))
+  })
+
   test('an oversize frame', async () => {
     await serve()
     const length = Buffer.alloc(4)
