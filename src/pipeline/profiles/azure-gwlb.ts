@@ -26,6 +26,7 @@ export const AZURE_GWLB: Profile = {
   metadata: ['which of the two tunnels a packet comes by is its direction'],
   returns: [
     'on the other tunnel: its port and its VNI; outer addresses swapped, the source port kept',
+    'both ports are listened on, which rung udp-socket cannot',
     'a packet on a port with the VNI of the other tunnel is dropped (unknown-vni)',
   ],
   sources: [

@@ -13,6 +13,7 @@ export const PAN_CNI: Profile = {
   metadata: ['the VNI is the number of the cluster', "the outer source is the pod's address"],
   returns: [
     "to the pod's address, the same VNI, both UDP ports kept",
+    "all UDP to this port that arrives at the node's uplink is taken for the tunnel's; not on rung udp-socket",
     "needs an underlay that carries pods' addresses; a pod without an address of the underlay's IP version has the node's",
   ],
   sources: ['as deployed; the vendor has published no specification'],
