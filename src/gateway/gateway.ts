@@ -118,11 +118,11 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   const captures = createCaptures(options.capture?.path, workers, options.capture?.limitBytes)
   const seed = randomSeed()
   const steering = { workers, seed }
+  const appliance = openAppliance(options)
   const shared = createPeers(workers, FRAMES, options.rung === 'af-xdp' ? SMALL_FRAMES : 0)
-  const opened = openDevices(options, tunnel, { ...steering, kind: profile.kind }, shared)
-  const appliance = openAppliance(options, () => {
-    opened.close()
+  const opened = openDevices(options, tunnel, { ...steering, kind: profile.kind }, shared.pool, () => {
     shared.close()
+    closeAppliance(appliance)
   })
   const log = new SharedArrayBuffer(4)
   const eve = new SharedArrayBuffer(4)
@@ -210,6 +210,9 @@ export async function startGateway(options: GatewayOptions): Promise<RunningGate
   }
 }
 
+/** A device that is a packet socket. */
+type PacketSpec = DeviceSpec & { device: { kind: 'packet' } }
+
 interface Opened {
   /** One a worker. */
   devices: DeviceSpec['device'][]
@@ -226,7 +229,9 @@ function openDevices(
   options: GatewayOptions,
   { port, arriving, profile }: TunnelConfig,
   steering: Steering & Pick<TunnelConfig, 'kind'>,
-  { pool, close }: Peers,
+  pool: Peers['pool'],
+  /** Called when nothing could be opened. */
+  close: () => void,
 ): Opened {
   const { address, namespace = '', interface: uplink, rung, attach } = options
   try {
@@ -256,22 +261,23 @@ function openDevices(
   }
 }
 
-/** The interfaces of an appliance, if there is one; its frames are to be complete, as what is in the tunnel may be of several kinds. */
-function openAppliance({ inline, namespace }: GatewayOptions, close: () => void): GatewayInput['appliance'] {
+/** The interfaces of an appliance, if there is one. Frames go to it complete and no larger than its interfaces carry. */
+function openAppliance({ inline, namespace }: GatewayOptions): [PacketSpec, PacketSpec] | undefined {
   if (inline === undefined) return undefined
-  const open = (name: string): DeviceSpec => ({
+  const open = (name: string): PacketSpec => ({
     device: { kind: 'packet', capabilities: 0, ...openPacketSocket(name, namespace) },
   })
-  const [first, second] = inline
-  let inside: DeviceSpec | undefined
+  const inside = open(inline[0])
   try {
-    inside = open(first)
-    return [inside, open(second)]
+    return [inside, open(inline[1])]
   } catch (error) {
-    if (inside?.device.kind === 'packet') closeSync(inside.device.fd)
-    close()
+    closeAppliance([inside])
     throw error
   }
+}
+
+function closeAppliance(specs: PacketSpec[] = []): void {
+  for (const { device } of specs) closeSync(device.fd)
 }
 
 /** The addresses, or their first bytes, at which a socket bound to `local` is reached. */
