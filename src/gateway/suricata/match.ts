@@ -14,6 +14,8 @@ export interface Text {
 
 /** Searches for one rule in one text, at most: what is not found by then is not found (Suricata's inspection-recursion-limit). */
 const LIMIT_SEARCHES = 3000
+/** Bytes looked at by those, at most: a window more than a dozen times over. */
+const LIMIT_BYTES = 1 << 17
 
 const FEED = Uint8Array.of(10)
 
@@ -24,6 +26,7 @@ export class Matcher {
   private readonly automata: (Automaton | undefined)[]
   private readonly leads: boolean[]
   private searches = 0
+  private looked = 0
 
   constructor(parts: Part[], automatonOf: (expression: Expression) => Automaton) {
     this.parts = parts
@@ -34,6 +37,7 @@ export class Matcher {
   /** Whether all parts are there. */
   matches(text: Text): boolean {
     this.searches = 0
+    this.looked = 0
     // What is relative without anything in front of it counts from the text's start.
     return this.from(0, text, text.at)
   }
@@ -60,8 +64,9 @@ export class Matcher {
     }
     low = Math.max(low, text.at)
     for (;;) {
-      if (++this.searches > LIMIT_SEARCHES) return false
+      if (++this.searches > LIMIT_SEARCHES || this.looked > LIMIT_BYTES) return false
       const found = atEnd ? endsWith(text.bytes, low, high, text.end, part) : find(text.bytes, low, high, part)
+      this.looked += Math.max(0, (found < 0 ? high : found) - low)
       if (negated) return found < 0 && this.from(number + 1, text, before)
       if (found < 0) return false
       if (this.from(number + 1, text, found + needle.length)) return true
@@ -72,15 +77,16 @@ export class Matcher {
   }
 
   private expression(part: Expression, number: number, text: Text, before: number): boolean {
-    this.searches++
+    if (this.looked > LIMIT_BYTES) return false
     const automaton = this.automata[number] as Automaton
     const start = part.relative ? before : text.at
     let state: number = STATE.START
     if (automaton.anchored && !part.relative && text.base > 0) state = STATE.DEAD
     else if (part.feedFront && text.base === 0) state = automaton.run(FEED, 0, 1, state)
     state = automaton.run(text.bytes, start, text.end, state)
-    if (part.feedBack) state = automaton.run(FEED, 0, 1, state)
     const after = automaton.stopped
+    this.looked += after - start
+    if (part.feedBack) state = automaton.run(FEED, 0, 1, state)
     return (state === STATE.MATCH) !== part.negated && this.from(number + 1, text, part.negated ? before : after)
   }
 }
