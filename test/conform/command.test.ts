@@ -158,6 +158,7 @@ print(json.dumps([case.get('classname'), case.get('name'), case[0].get('message'
     [['--target', '127.0.0.1', '--vni', '1,16777216'], 2, 'Allowed: numbers below 2^24'],
     [['--target', '127.0.0.1', '--profile', 'gre'], 2, 'Allowed choices are geneve, vxlan'],
     [['--target', '127.0.0.1', '--case', 'inner-upd'], 2, 'case inner-upd: there is none of that name'],
+    [['--target', '::1', '--profile', 'aws-gwlb'], 2, 'profile aws-gwlb is over IPv4 only'],
     [['--target', 'no-such-host.invalid'], 1, 'target no-such-host.invalid: no address found'],
     [['--target', '127.0.0.1', '--local', '203.0.113.7'], 1, '203.0.113.7'],
     [['--target', '127.0.0.1', '--local', '::1'], 1, 'different IP versions'],

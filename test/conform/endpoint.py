@@ -159,10 +159,12 @@ def serve(b, tos):
         raise Drop
     congestion(packet, tos & 3)
     flow = flow_of(packet)
-    if flow and defect in ('ports-at-20', 'fragment-ports'):
-        head, options = flows.setdefault(flow, (head, options))
     if defect == 'one-cookie':
-        head, options = flows.setdefault(0, (head, options))
+        flow = 0
+    if flow is not None and defect in ('ports-at-20', 'fragment-ports', 'one-cookie'):
+        head[4:7], options = flows.setdefault(flow, (bytes(head[4:7]), options))
+        if kind == 'geneve':
+            head[0] = len(options) // 4
     if defect == 'vni-zero':
         head[4:7] = b'\0\0\0'
     if defect == 'inner-ttl' and packet[0] >> 4 == 4 and packet[8] > 1:

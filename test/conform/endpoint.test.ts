@@ -140,7 +140,7 @@ const FAULTS: readonly [string, readonly string[]][] = [
   ['mtu=1400', families('inner-1500')],
   ['mtu=1400,larger=truncate', families('inner-1500')],
   ['duplicate', ['flow-once']],
-  ['reorder=0.3', ['flow-order']],
+  ['reorder=0.1', ['flow-order']],
 ]
 
 describe('a fault of our own gateway fails the cases about it and no others', () => {

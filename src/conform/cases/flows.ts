@@ -99,7 +99,6 @@ export const IDLE_CASES: readonly PacketCase[] = [
       const flow = make.flow()
       return [0, IDLE.OTHERS].map(pauseSeconds => make.probe(flow, udpPacket(flow, make.data()), { pauseSeconds }))
     },
-    judge: identityUnchanged,
   },
   {
     name: 'idle-tcp',
@@ -111,6 +110,5 @@ export const IDLE_CASES: readonly PacketCase[] = [
       probes[3].pauseSeconds = IDLE.TCP
       return probes
     },
-    judge: identityUnchanged,
   },
 ]
