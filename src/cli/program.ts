@@ -58,6 +58,11 @@ const COMMANDS: Entry[] = [
     load: async () => (await import('./replay.ts')).replayCommand(),
   },
   {
+    name: 'diff',
+    summary: 'two replays, or two gateways: what was decided differently',
+    load: async () => (await import('./diff.ts')).diffCommand(),
+  },
+  {
     name: 'encap',
     summary: 'a capture into the tunnel: plain packets in, tunnel packets out',
     load: async () => (await import('./convert.ts')).encapCommand(),
@@ -88,6 +93,7 @@ Examples:
   detour conform --profile vxlan --target 10.0.0.2 --junit conform.xml
   detour policy explain --policy policies/ --inventory cluster.json --from shop/web-0 --to shop/db-0 --port 5432
   detour replay -r in.pcap -w returned.pcap --policy rules.yaml
+  detour diff before.jsonl after.jsonl              which flows does the new policy treat otherwise?
   zcat in.pcap.gz | detour encap -r - -w out.pcap --local 10.0.0.1 --remote 10.0.0.2 --vni 7
   detour decap -r out.pcap -w in-again.pcap
   detour show drops --watch

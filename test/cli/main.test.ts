@@ -5,7 +5,20 @@ import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import { detour } from './run.ts'
 
-const COMMANDS = ['lab', 'gateway', 'profiles', 'fault', 'conform', 'policy', 'replay', 'encap', 'decap', 'show', 'trace']
+const COMMANDS = [
+  'lab',
+  'gateway',
+  'profiles',
+  'fault',
+  'conform',
+  'policy',
+  'replay',
+  'diff',
+  'encap',
+  'decap',
+  'show',
+  'trace',
+]
 
 describe('help', () => {
   test('names every command and shows examples', async () => {
@@ -51,6 +64,7 @@ describe('wrong usage exits with 2 and shows the usage line', () => {
     [['gateway', '--listen', '127.0.0.1', '--vni', '16777216'], 'Allowed: 0 to 16777215.'],
     [['lab', '--run', 'My Lab'], 'allowed: one to twelve lower-case letters and digits'],
     [['gateway', '--listen', '127.0.0.1', '--offload', 'plain'], '--offload plain: only with --interface'],
+    [['gateway', '--listen', '127.0.0.1', '--inline', 'veth0'], 'Allowed: two interfaces'],
     [['gateway', '--listen', '127.0.0.1', '--attach', 'tcx'], '--attach tcx: only with --interface'],
   ])('%j', async (args, sentence) => {
     const { status, stdout, stderr } = await detour(args)
