@@ -81,7 +81,11 @@ function build(uplinkMtu = 1600): void {
   ipBatch([
     `link add uplink netns ${NODE} mtu ${uplinkMtu} type veth peer name eth0 netns ${ENDPOINT} mtu ${uplinkMtu}`,
   ])
-  const bridge = ['link add cni0 type bridge', 'link set pod master cni0', 'link set server master cni0']
+  const bridge = [
+    'link add cni0 type bridge forward_delay 0',
+    'link set pod master cni0',
+    'link set server master cni0',
+  ]
   const uplink = ['address add 10.99.0.1/24 dev uplink', 'address add fd00:99::1/64 dev uplink nodad']
   ipBatch([...bridge, ...uplink, ...['cni0', 'pod', 'server', 'uplink'].map(quiet)], NODE)
   ipBatch(['address add 10.99.0.2/24 dev eth0', 'address add fd00:99::2/64 dev eth0 nodad', quiet('eth0')], ENDPOINT)
@@ -169,6 +173,7 @@ describe.skipIf(missing !== '')(title('a node in the form of a cloud'), () => {
       build()
       await inspectAs(tamper)
       node = await start({})
+      ipBatch([`neighbor replace ${ADDRESS.server} lladdr ${MAC.server} dev eth0`], POD)
       const probe = new Probe(POD, SERVER, ADDRESS.server, 7777)
       // The first may be lost while neighbours are found.
       for (let i = 0; i < 5; i++) expect(probe.send(200)).toBe(false)
