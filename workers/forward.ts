@@ -12,13 +12,16 @@ import { Counters, type StageCounters } from '../src/memory/counters.ts'
 import { Pool } from '../src/memory/pool.ts'
 import { Heartbeat } from '../src/os/heartbeat.ts'
 import { unmapSharedMemory } from '../src/os/memfd.ts'
-import { nameThread } from '../src/os/thread.ts'
+import { nameThread, preferThread } from '../src/os/thread.ts'
 import { Forwarder } from '../src/pipeline/forwarder.ts'
 import { Handover } from '../src/pipeline/handover.ts'
 import { inlineStages } from '../src/pipeline/inlining.ts'
 import { type Leg, Loop } from '../src/pipeline/loop.ts'
 
 const PUBLISH_MS = 100
+
+/** With ticks from this on, other threads may go first. */
+const PATIENT_TICK_MS = 25
 
 /** Ticks of a paused worker only look for requests, which wake it. */
 const PAUSED_MS = 1000
@@ -34,6 +37,8 @@ interface Opened {
 const input = workerData as ForwardInput
 inlineStages()
 nameThread(`forward-${input.worker}`)
+// On a busy machine a worker waits longer for its turn than such a heartbeat may be silent.
+if (input.tickMs < PATIENT_TICK_MS) preferThread()
 const { first, count, firstSmall, smallCount } = input.frames
 const pool = new Pool(input.pool, first, count, firstSmall, smallCount)
 const counters = new Counters()

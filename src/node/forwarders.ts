@@ -51,16 +51,18 @@ export interface Forwarding {
   counters: CountersHandle
 }
 
-/** A flow table for each worker of a node. Throws DetourError. */
-export function createTables({ flows, pods }: Config, workers: number): SharedFlowTable[] {
+/** A flow table for each worker of a node: those of a predecessor, by the configuration of now, or new ones. Throws DetourError. */
+export function tablesFor(
+  { flows, pods }: Config,
+  workers: number,
+  inherited: SharedFlowTable[] | undefined,
+): SharedFlowTable[] {
   const { capacity, tcpTimeoutSeconds, otherTimeoutSeconds } = flows
-  const options = {
-    capacity,
-    quota: pods.flows,
-    tcpIdleMs: tcpTimeoutSeconds * 1000,
-    idleMs: otherTimeoutSeconds * 1000,
-  }
-  return Array.from({ length: workers }, () => createSharedFlowTable(options))
+  const limits = { quota: pods.flows, tcpIdleMs: tcpTimeoutSeconds * 1000, idleMs: otherTimeoutSeconds * 1000 }
+  return (
+    inherited?.map(table => ({ ...table, ...limits })) ??
+    Array.from({ length: workers }, () => createSharedFlowTable({ capacity, ...limits }))
+  )
 }
 
 export class Forwarders {

@@ -12,8 +12,10 @@ import { monotonicMs } from '../os/clock.ts'
 import { type NodeOptions, type RunningNode, startNode } from './node.ts'
 import { type Ending, type Farewell, Offer, Predecessor } from './succession.ts'
 
-/** Silence of the active process, ms, after which it counts as hung. */
+/** Silence of a worker of the active process, ms, after which that counts as hung. */
 const HANG_MS = 1000
+/** So many times as long may its main loop be silent: packets go on meanwhile, and attaching many pods takes a while. */
+const PATIENCE = 5
 /** Time between two looks whether it does. */
 const LOOK_MS = 50
 /** How long a partner may take from its start until it is the active one, and then to listen, ms. */
@@ -42,7 +44,7 @@ export interface PairOptions {
   activate(node: RunningNode): Promise<Service>
   /** Starts a process that calls runPair with `partner: true`, its output where this one's goes; resolves with its pid. */
   startPartner(): Promise<number>
-  /** Silence of the active process, ms, after which it counts as hung; 1000 unless told otherwise. */
+  /** Silence of a worker of the active process, ms, after which that counts as hung, and five times that of its main loop; 1000 unless told otherwise. */
   hangMs?: number
   log?: (line: string) => void
 }
@@ -316,10 +318,11 @@ class RunningPair implements Pair {
       // What stops this process stops the other one, too.
       if (now - last > limit / 2) grace = now
       last = now
+      if (this.stopping !== undefined || predecessor.isLeaving) return
       const silent = now - Math.max(predecessor.heardMs, grace)
       const workers = now - grace < limit ? 0 : Math.max(0, ...(node?.heartbeatAges() ?? []))
-      if (silent <= limit && workers <= limit) return
-      const what = silent > limit ? 'its main loop' : 'a worker'
+      if (silent <= PATIENCE * limit && workers <= limit) return
+      const what = workers > limit ? 'a worker' : 'its main loop'
       this.log(
         `process ${predecessor.pid} hangs: ${what} was silent for ${Math.round(Math.max(silent, workers))} ms; killed`,
       )

@@ -19,7 +19,7 @@ import { type Attachment, PIN_DIRECTORY } from './attachment.ts'
 import { openCarriers } from './carriers.ts'
 import { EndpointPool, tunnelOf } from './endpoints.ts'
 import { openExpress } from './express.ts'
-import { createTables, Forwarders } from './forwarders.ts'
+import { Forwarders, tablesFor } from './forwarders.ts'
 import { type Change, difference, INHERITANCE_VERSION, type Inheritance, type Place } from './handover.ts'
 import { createJournals, FlowJournal } from './journal.ts'
 import { type PodOptions, Pods } from './pods.ts'
@@ -161,7 +161,7 @@ export async function startNode(options: NodeOptions): Promise<RunningNode> {
       ...{ config, tunnel, endpoints, steering, seed, journals, peers },
       underlay: carriers.devices.map((device, worker) => ({ device, capture: captures[worker] })),
       express: [],
-      flows: inherit?.flows ?? createTables(config, workers),
+      flows: tablesFor(config, workers, inherit?.flows),
       paused: true,
     })
     forwarders = running

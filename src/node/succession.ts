@@ -282,6 +282,11 @@ export class Predecessor {
     return met
   }
 
+  /** Whether it has said farewell. */
+  get isLeaving(): boolean {
+    return this.farewell !== 'dead'
+  }
+
   /** Has every change given to this function from now on, and those that came before. */
   follow(follower: (change: Change) => void): void {
     this.follower = follower
