@@ -4,7 +4,8 @@
 //                       OUT ═ appliance ═ IN                                                 to who opened it
 //
 // A packet that comes out has no tunnel header. It gets that which the last packet of its flow and direction came with, so
-// it may have been changed in between, or be the appliance's own.
+// it may have been changed in between, or be the appliance's own. Networks whose addresses overlap are one to an appliance:
+// what may be of either of two is dropped.
 
 import type { Device } from '../device/device.ts'
 import { DROP, type DropReason } from '../drop.ts'
@@ -24,7 +25,7 @@ import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
 import * as vlan from '../wire/vlan.ts'
 import { packetEnd } from './answer.ts'
-import type { Inspect } from './inspect.ts'
+import { type Inspect, MAX_NETWORKS } from './inspect.ts'
 
 export interface InlineOptions {
   profile: Profile
@@ -101,8 +102,9 @@ export class Inline {
       }
       taken++
       bytesIn += pool.length[frame]
-      if (!this.strip(frame)) {
-        toward.dropped(DROP.NO_HEADROOM)
+      const reason = this.strip(frame)
+      if (reason !== 0) {
+        toward.dropped(reason)
         pool.free(frame)
         continue
       }
@@ -122,9 +124,11 @@ export class Inline {
     if (batch.length > 0) (batch === this.toIn ? this.inside : this.outside).run(batch)
   }
 
-  /** Takes the outer headers off and keeps them; false when they are longer than that. */
-  private strip(frame: number): boolean {
+  /** Takes the outer headers off and keeps them, or says why not. */
+  private strip(frame: number): DropReason {
     const { pool, options } = this
+    // What comes back could be taken for another network's.
+    if (pool.attachment[frame] >= MAX_NETWORKS) return DROP.UNKNOWN_VNI
     const b = pool.bytes
     const start = pool.start[frame]
     const transport = pool.outerTransport[frame]
@@ -132,7 +136,7 @@ export class Inline {
     const inner = tunnel + options.profile.headerLength(b, tunnel)
     const end = transport + udp.length(b, transport)
     const bytes = inner - start
-    if (bytes > SLOT) return false
+    if (bytes > SLOT) return DROP.NO_HEADROOM
     const row = pool.flow[frame]
     const place = 2 * row + pool.reversed[frame]
     copyBytes(this.headers, place * SLOT, pool.view, start, bytes)
@@ -150,7 +154,7 @@ export class Inline {
     pool.outerTransport[frame] = 0
     pool.gso[frame] &= ~GSO.TUNNEL
     pool.offload[frame] = partial ? OFFLOAD.NEEDS_CHECKSUM : 0
-    return true
+    return 0
   }
 
   /** Writes the Ethernet header of a packet that came without. */

@@ -52,8 +52,8 @@ const STRAY = -1
 /** Packets between two looks for idle flows, and rows looked at: every row is visited once in as many packets as there are rows. */
 const EXPIRE_EVERY = 64
 
-/** Networks in which the flow of a packet without tunnel header is looked for. */
-const MAX_NETWORKS = 16
+/** Networks in which the flow of a packet without tunnel header is looked for: those with a lower number. */
+export const MAX_NETWORKS = 16
 
 /** The stage between decap and turn; needs the metadata that decap leaves when it keeps the outer headers. */
 export class Inspect {
@@ -126,21 +126,24 @@ export class Inspect {
   }
 
   /**
-   * Finds the flow of a packet that comes without tunnel header, its headers checked: 0 with `flow` and `reversed` of the frame, or why there is
-   * none. Of several networks with the same addresses, it is taken to be of the first.
+   * Finds the flow of a packet that comes without tunnel header, its headers checked: 0 with `flow` and `reversed` of the frame set, or why there is
+   * none. What may be of either of two networks is of neither; those from MAX_NETWORKS on are not looked at.
    */
   recognise(frame: number): DropReason {
     const { pool, flows, options, tenants } = this
     flows.now = pool.time[frame]
+    let found = -1
     for (let tenant = 0; tenant < Math.min(tenants.count, MAX_NETWORKS); tenant++) {
       pool.attachment[frame] = tenant
       const bad = readKey(pool, frame, options.fragments, options.seed, true)
       if (bad !== 0) return bad
       const row = flows.find(pool.key, frame * KEY_WORDS, pool.hash[frame])
-      pool.flow[frame] = row
-      if (row >= 0) return 0
+      if (row < 0) continue
+      if (found >= 0) return DROP.UNKNOWN_FLOW
+      found = row
     }
-    return DROP.UNKNOWN_FLOW
+    pool.flow[frame] = found
+    return found < 0 ? DROP.UNKNOWN_FLOW : 0
   }
 
   /** Whether a frame whose flow is known travels away from who opened that. */

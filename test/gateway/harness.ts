@@ -8,7 +8,7 @@ import { parseFaults } from '../../src/device/faults.ts'
 import { DROP_COUNT, dropName } from '../../src/drop.ts'
 import { FIXED_SEED } from '../../src/flow/hash.ts'
 import { createFlowTable } from '../../src/flow/layout.ts'
-import { Engine } from '../../src/gateway/engine.ts'
+import { Engine, type EngineOptions } from '../../src/gateway/engine.ts'
 import type { Policy } from '../../src/gateway/judge.ts'
 import { Batch } from '../../src/memory/batch.ts'
 import { COLUMN, Counters } from '../../src/memory/counters.ts'
@@ -75,7 +75,23 @@ export interface Bench {
   close(): void
 }
 
-export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512): Bench {
+/** A wire with two ends: what goes in at one comes out of the other. */
+function cable(pool: Pool): [Device, Device] {
+  const [left, right] = [new Wire(pool), new Wire(pool)]
+  const end = (own: Wire, other: Wire): Device => ({
+    ...{ name: 'cable', capabilities: 0, fd: -1, exhausted: false },
+    receive: batch => own.receive(batch),
+    transmit(batch) {
+      own.transmit(batch)
+      other.inbox.push(...own.outbox.splice(0))
+    },
+    close() {},
+  })
+  return [end(left, right), end(right, left)]
+}
+
+/** With `inline`, a cable is between the interfaces for an appliance. */
+export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512, inline = false): Bench {
   const directory = mkdtempSync(join(tmpdir(), 'detour-test-'))
   const path = join(directory, 'verdicts')
   const logFd = openSync(path, 'a')
@@ -99,7 +115,7 @@ export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512)
     metadata: true,
   }
   const flows = createFlowTable({ capacity: 16 })
-  const engine = new Engine(pool, counters, wire, {
+  const options: EngineOptions = {
     tunnel,
     own: [[10, 99, 0, 2]],
     policy,
@@ -107,7 +123,8 @@ export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512)
     seed: FIXED_SEED,
     logFd,
     live: false,
-  })
+  }
+  const engine = new Engine(pool, counters, wire, options, [], inline ? cable(pool) : undefined)
   const batch = new Batch()
   const logText = () => {
     engine.tick()
@@ -118,6 +135,7 @@ export function bench(profile: 'geneve' | 'vxlan', policy: Policy, frames = 512)
       wire.now = timeMs
       wire.inbox.push(...frames)
       while (wire.receive(batch) > 0) engine.leg.run(batch)
+      for (const leg of engine.applianceLegs) while (leg.device.receive(batch) > 0) leg.run(batch)
       return wire.outbox.splice(0)
     },
     faults: spec => engine.faultStage.set(spec === '' ? [] : parseFaults(spec).faults),
