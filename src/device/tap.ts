@@ -45,6 +45,8 @@ export class TapDevice implements Device {
   readonly capabilities: number
   exhausted = false
   drained = false
+  /** An interface that goes down makes its socket's descriptor one with an error, for which nobody waits any more, and may come up again. */
+  readonly wanting: boolean
 
   private readonly pool: Pool
   private readonly counters: StageCounters
@@ -61,6 +63,7 @@ export class TapDevice implements Device {
     { name, fd, headerSize, capabilities, kind = 'tap' }: TapSpec & { kind?: 'tap' | 'packet' },
   ) {
     this.name = `${kind}:${name}`
+    this.wanting = kind === 'packet'
     this.fd = fd
     this.capabilities = capabilities
     this.headerSize = headerSize

@@ -5,7 +5,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { fixture } from '../device/captures.ts'
+import { fixture, missing, title } from '../device/captures.ts'
 import { detour } from './run.ts'
 
 const HTTP = fixture('http.pcap')
@@ -39,7 +39,7 @@ const STRICT = `default: allow
 rules: [{ name: no-web, protocol: tcp, ports: [80], action: reset }]
 `
 
-describe('what a policy would change', () => {
+describe.skipIf(missing)(title('what a policy would change'), () => {
   test('is told for people, for programs and by the exit status', async () => {
     const [open, strict] = [await verdicts('open', OPEN), await verdicts('strict', STRICT)]
     const tuples = (await detour(['diff', open, strict, '--json'])).stdout

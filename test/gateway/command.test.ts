@@ -266,6 +266,8 @@ describe('detour gateway', () => {
     [['--listen', '127.0.0.1:0'], 2, 'Allowed: an address and a port'],
     [['--listen', '127.0.0.1:99999'], 2, 'Allowed: an address and a port'],
     [[], 2, '--listen'],
+    [['--listen', '127.0.0.1', '--inline', 'nosuch0,nosuch1'], 1, 'interface nosuch0 does not exist'],
+    [['--listen', '127.0.0.1', '--inline', 'lo,nosuch0', '--workers', '2'], 1, 'an appliance inline is served by one'],
     [['--listen', '127.0.0.1', '--profile', 'gre'], 2, 'Allowed choices are geneve, vxlan'],
     [['--listen', '127.0.0.1', '--policy', '/nowhere/x.yaml'], 1, '/nowhere/x.yaml: cannot be read'],
     [['--listen', '127.0.0.1', '--log', '/nowhere/log'], 1, 'log /nowhere/log: cannot be written'],

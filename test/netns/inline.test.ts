@@ -352,6 +352,16 @@ describe.skipIf(noNft !== '')(skipped('nftables on a bridge inline', noNft), () 
     await until(() => scene.dropped('from appliance', DROP.UNKNOWN_FLOW) > before, 'the drop of a stray packet')
   })
 
+  it('is heard again when its interfaces were down', async () => {
+    const [{ namespace }] = scene.cluster.gateways
+    ipBatch(['link set in down', 'link set out down'], namespace)
+    const lost = () => scene.dropped('packet in', DROP.DEVICE_ERROR)
+    await scene.ask(scene.url('/down'))
+    await until(() => lost() > 0, 'the loss of a packet')
+    ipBatch(['link set in up', 'link set out up'], namespace)
+    expect(await scene.get(scene.url('/up'))).toBe('page /up')
+  })
+
   it('is refused where an interface is missing or down', async () => {
     const [{ namespace }] = scene.cluster.gateways
     const start = (...inline: [string, string]) =>
