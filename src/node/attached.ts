@@ -52,6 +52,8 @@ export interface Attachment extends Readonly<Omit<AttachmentParts, 'own' | 'netw
   heartbeatAgeMs(): number
   /** What the gates counted. */
   failCounters(): FailCounters
+  /** How much of that was another process's to tell. */
+  readonly toldBefore: Pick<FailCounters, 'passed' | 'dropped'>
   /** Whether the gates and the way back are where they were put. */
   isAttached(): boolean
   /** Takes over the interface's addresses, by which the gates know protected pods, and its MTU. Throws DetourError when the map is full. */
@@ -71,8 +73,13 @@ export interface Attachment extends Readonly<Omit<AttachmentParts, 'own' | 'netw
 /** Two gates, the way back and the seal on it. */
 export const PROGRAMS = 4
 
-/** What there is to do with these parts; `takeAway` removes programs, pins and TAP. Takes the descriptors. Throws DetourError. */
-export function attached(given: AttachmentParts, protectedMap: number, takeAway: () => void): Attachment {
+/** What there is to do with these parts, which may be another process's, too; `takeAway` removes programs, pins and TAP. Takes the descriptors. Throws DetourError. */
+export function attached(
+  given: AttachmentParts,
+  protectedMap: number,
+  takeAway: () => void,
+  inherited = false,
+): Attachment {
   const parts = { ...given }
   const { id, namespace, interface: name, directory } = parts
   const heartbeat = new Heartbeat(parts.mapFd, parts.workers)
@@ -118,6 +125,7 @@ export function attached(given: AttachmentParts, protectedMap: number, takeAway:
     },
     heartbeatAgeMs: () => (last === undefined ? heartbeat.ageMs() : 0),
     failCounters: () => last ?? heartbeat.read(),
+    toldBefore: inherited ? heartbeat.read() : { passed: 0, dropped: 0 },
     isAttached: () => countHeld(namespace, directory) === PROGRAMS,
     update(addresses, mtu) {
       const before = parts.own

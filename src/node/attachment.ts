@@ -105,7 +105,7 @@ export function attach(options: AttachOptions): Attachment {
 export function inheritAttachment(parts: AttachmentParts, protectedMap: number): Attachment {
   const { id, namespace, interface: name, directory } = parts
   const pinDirectory = directory.slice(0, directory.lastIndexOf('/'))
-  return attached(parts, protectedMap, () => cleanup({ id, namespace, interface: name, pinDirectory }))
+  return attached(parts, protectedMap, () => cleanup({ id, namespace, interface: name, pinDirectory }), true)
 }
 
 /** How both gates are held that a dead process left on the interface; undefined where they are not, or not as is wanted. */

@@ -142,10 +142,10 @@ export class PodUpkeep {
     const { pods, losses, config } = this.options
     const attachment = pods.get(id)
     if (attachment === undefined) return
-    const { passed, dropped } = attachment.failCounters()
+    const counters = attachment.failCounters()
     const seconds = (Math.max(this.pause, attachment.heartbeatAgeMs(), config.heartbeatLimitMs) / 1000).toFixed(1)
-    for (const [what, total] of [['passed', passed] as const, ['dropped', dropped] as const]) {
-      losses.follow(`${failing(id)} ${what}`, total, {
+    for (const what of ['passed', 'dropped'] as const) {
+      losses.follow(`${failing(id)} ${what}`, counters[what] - attachment.toldBefore[what], {
         begun: by =>
           `attachment ${id}: a worker did not answer for ${seconds} s: ${by} packets ${what} by the fail mode`,
         over: by => `attachment ${id}: the workers answer again, ${by} packets ${what} by the fail mode`,
