@@ -6,7 +6,9 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
-import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
+import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
+import { unpin } from '../../src/os/bpf.ts'
+import { createNamespace, deleteNamespace, inNamespace, ipBatch, namespaceId } from '../../src/os/netns.ts'
 import type { PairInput } from './pair-child.ts'
 import { connectByVxlan, missing, program, title } from './support.ts'
 
@@ -206,6 +208,9 @@ describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120
       child.kill('SIGKILL')
       await new Promise(resolve => child.once('exit', resolve))
     }
+    // What a killed process had pinned.
+    const ended = new RegExp(`^${POD}$|_${namespaceId(NODE)}$`)
+    for (const name of readdirSync(PIN_DIRECTORY)) if (ended.test(name)) unpin(`${PIN_DIRECTORY}/${name}`)
     remove()
     rmSync(folder, { recursive: true, force: true })
   })
