@@ -36,6 +36,12 @@ export const NODE_CAPABILITIES: readonly Capability[] = [
   { name: 'CAP_NET_RAW', number: 13, purpose: 'AF_XDP, for small packets, and ICMP health checks', optional: true },
   { name: 'CAP_IPC_LOCK', number: 14, purpose: 'memory that AF_XDP sends from', optional: true },
   { name: 'CAP_SYS_PTRACE', number: 19, purpose: 'namespaces that a runtime names by process', optional: true },
+  {
+    name: 'CAP_SYS_NICE',
+    number: 23,
+    purpose: 'workers before other threads where the heartbeat limit is short',
+    optional: true,
+  },
 ]
 
 /** The capability sets of a thread, a bit a capability; named as in proc_pid_status(5). */
