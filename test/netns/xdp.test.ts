@@ -239,9 +239,14 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
     const probe = new Probe(LEFT, undefined, RIGHT4, 9)
     const udp = () => {
       probe.send()
-      expect(poll(addressOf(Int32Array.of(handle.fd, POLL.IN)), 1, 1000)).toBe(1)
-      expect(device.receive(rig.batch)).toBe(1)
-      const [frame] = rig.batch.frames
+      // The interface may have something of its own to say, too.
+      let frame = -1
+      while (frame < 0) {
+        expect(poll(addressOf(Int32Array.of(handle.fd, POLL.IN)), 1, 1000)).toBe(1)
+        const frames = rig.batch.frames.subarray(0, device.receive(rig.batch))
+        frame = frames.find(one => rig.pool.bytes[rig.pool.start[one] + 14 + 9] === 17) ?? -1
+        if (frame < 0) rig.pool.freeAll(rig.batch)
+      }
       expect(rig.pool.headroomOf(frame)).toBe(SMALL_HEADROOM)
       expect(rig.pool.offload[frame]).toBe(0)
       const at = rig.pool.start[frame] + 14 + 20
