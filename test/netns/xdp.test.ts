@@ -106,6 +106,18 @@ class Rig {
     return steering
   }
 
+  /** Waits for a datagram over IPv4 and returns its frame, which is in the batch; the interface may have something of its own to say, too (MLD). */
+  datagram(handle: XdpHandle, device: XdpDevice): number {
+    for (;;) {
+      expect(poll(addressOf(Int32Array.of(handle.fd, POLL.IN)), 1, 1000)).toBe(1)
+      const frames = [...this.batch.frames.subarray(0, device.receive(this.batch))]
+      const { bytes, start } = this.pool
+      const frame = frames.find(one => bytes[start[one] + 12] === 8 && bytes[start[one] + 14 + 9] === 17)
+      if (frame !== undefined) return frame
+      this.pool.freeAll(this.batch)
+    }
+  }
+
   /** Puts a frame with these bytes into the batch. */
   put(bytes: Uint8Array, large = false): number {
     const { pool } = this
@@ -239,14 +251,7 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
     const probe = new Probe(LEFT, undefined, RIGHT4, 9)
     const udp = () => {
       probe.send()
-      // The interface may have something of its own to say, too.
-      let frame = -1
-      while (frame < 0) {
-        expect(poll(addressOf(Int32Array.of(handle.fd, POLL.IN)), 1, 1000)).toBe(1)
-        const frames = rig.batch.frames.subarray(0, device.receive(rig.batch))
-        frame = frames.find(one => rig.pool.bytes[rig.pool.start[one] + 14 + 9] === 17) ?? -1
-        if (frame < 0) rig.pool.freeAll(rig.batch)
-      }
+      const frame = rig.datagram(handle, device)
       expect(rig.pool.headroomOf(frame)).toBe(SMALL_HEADROOM)
       expect(rig.pool.offload[frame]).toBe(0)
       const at = rig.pool.start[frame] + 14 + 20
@@ -412,9 +417,7 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
     const just = new Probe(LEFT, undefined, RIGHT4, 9, { size: 1664 - 42 - 2 })
     large.send()
     just.send()
-    expect(poll(addressOf(Int32Array.of(handle.fd, POLL.IN)), 1, 1000)).toBe(1)
-    expect(device.receive(rig.batch)).toBe(1)
-    expect(rig.pool.length[rig.batch.frames[0]]).toBe(1662)
+    expect(rig.pool.length[rig.datagram(handle, device)]).toBe(1662)
     expect(xdpStatistics(handle.fd).rxDropped).toBe(1)
     rig.pool.freeAll(rig.batch)
     large.close()
