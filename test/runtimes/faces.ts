@@ -64,6 +64,8 @@ export interface Daemon {
   readonly running: Running
   /** All its processes: the active one, its standby. */
   pids(): number[]
+  /** The one that was started here, which starts the others; undefined when it has ended. */
+  main(): number | undefined
   /** SIGKILL to all of them; resolves when they are gone. */
   killAll(): Promise<void>
 }
@@ -94,6 +96,7 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
   return {
     running,
     pids,
+    main: () => pids().find(pid => !commandLine(pid).includes('--partner')),
     async killAll() {
       await until('all of the daemon is gone', () => {
         const left = pids()
