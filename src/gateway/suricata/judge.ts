@@ -50,8 +50,8 @@ interface Flow {
   /** A bit a side: packets of it were seen. */
   seen: number
   application?: 'http' | 'tls' | 'dns'
-  /** A bit a rule that has spoken; none has while undefined. */
-  spoken?: Uint32Array
+  /** Rules that have spoken; none has while undefined. NB: a bit for each rule there is would be 25 KB a flow. */
+  spoken?: Set<number>
   bare: number[]
   sides: [Side, Side] | undefined
   request?: RequestHead
@@ -230,6 +230,7 @@ export class SignatureJudge implements Judge, Listener {
     const { candidates, rules } = this
     const { window, pending } = flow.sides![side]
     const fresh = window.append(bytes, at, end, offset)
+    if (side === flow.client) flow.application ??= spokenIn(window)
     const texts: Texts = { payload: window }
     candidates.clear()
     // A needle may have begun in what came before.
@@ -289,9 +290,9 @@ export class SignatureJudge implements Judge, Listener {
       this.release(row)
       return UNDECIDED
     }
-    flow.spoken ??= new Uint32Array((signatures.length + 31) >>> 5)
+    flow.spoken ??= new Set()
     for (const rule of order) {
-      flow.spoken[rule >>> 5] |= 1 << (rule & 31)
+      flow.spoken.add(rule)
       const { request, hello, question, application } = flow
       const toServer = this.pool.reversed[frame] === flow.client
       host.alert(frame, row, { signature: signatures[rule], toServer, application, request, hello, question })
@@ -307,11 +308,22 @@ function newSide(memory: WindowMemory): Side {
 }
 
 function hasSpoken({ spoken }: Flow, rule: number): boolean {
-  return spoken !== undefined && ((spoken[rule >>> 5] >>> (rule & 31)) & 1) === 1
+  return spoken?.has(rule) === true
 }
 
 function isEstablished({ protocol, handshake, seen }: Flow): boolean {
   return protocol === ipv4.PROTOCOL.TCP ? handshake === HANDSHAKE.DONE : seen === 3
+}
+
+const METHODS =
+  /^(?:GET|PUT|POST|HEAD|TRACE|OPTIONS|CONNECT|DELETE|PATCH|PROPFIND|PROPPATCH|MKCOL|COPY|MOVE|LOCK|UNLOCK|REPORT|MERGE)[ \t]/
+const LONGEST_METHOD = 10
+
+/** What a client speaks, by how its stream begins (as Suricata's detection of protocols does it); a head that comes in parts is known by its first. */
+function spokenIn({ bytes, base, end }: Window): Flow['application'] {
+  if (base !== 0) return undefined
+  if (end >= 3 && bytes[0] === 22 && bytes[1] === 3 && bytes[2] <= 4) return 'tls'
+  return METHODS.test(String.fromCharCode(...bytes.subarray(0, Math.min(end, LONGEST_METHOD)))) ? 'http' : undefined
 }
 
 const NUMBERS: Record<string, readonly number[]> = {

@@ -165,6 +165,14 @@ const ALIASES: Record<string, BufferName> = { tls_sni: 'tls.sni', dns_query: 'dn
 
 const APPLICATION: Record<string, 'http' | 'tls' | 'dns'> = { http: 'http', tls: 'tls', dns: 'dns' }
 
+/** Where a content may be looked for: lowest and highest numbers. */
+const PLACES = {
+  offset: [0, 65_535],
+  depth: [1, 65_535],
+  distance: [-(1 << 20), 1 << 20],
+  within: [1, 1 << 20],
+} as const
+
 /** The options of one rule, in their order. */
 class OptionReader {
   private readonly budget: Budget
@@ -209,7 +217,7 @@ class OptionReader {
         this.gid = number(value, 0, 0xffff_ffff, name)
         return
       case 'priority':
-        this.severity = number(value, 1, 255, name)
+        this.severity = number(value, 0, 0xffff_ffff, name)
         return
       case 'classtype':
         this.type = value
@@ -236,24 +244,23 @@ class OptionReader {
       }
       case 'nocase': {
         const content = this.content(name)
+        if (content.nocase) malformed('nocase twice for one content')
         content.nocase = true
         content.bytes = content.bytes.map(byte => (byte >= 65 && byte <= 90 ? byte | 32 : byte))
         return
       }
       case 'offset':
       case 'depth':
-      case 'within':
-        this.content(name)[name] = number(value, name === 'depth' || name === 'within' ? 1 : 0, 65_535, name)
-        return
       case 'distance':
-        this.content(name).distance = number(value, -65_535, 65_535, name)
-        return
-      case 'startswith': {
-        const content = this.content(name)
-        content.offset = 0
-        content.depth = content.bytes.length
+      case 'within': {
+        const [low, high] = PLACES[name]
+        this.place(name, number(value, low, high, name))
         return
       }
+      case 'startswith':
+        this.place('offset', 0)
+        this.place('depth', this.content(name).bytes.length)
+        return
       case 'endswith':
         this.content(name).atEnd = true
         return
@@ -273,8 +280,12 @@ class OptionReader {
       parts: this.found.filter(one => one.buffer === buffer).map(one => one.part),
     }))
     for (const one of parts) checkParts(one.buffer, one.parts)
+    const { only } = this.flow
+    if (only !== undefined && CONTRARY[header.protocol] === only)
+      malformed(`flow:${only === 'packet' ? 'no_stream' : 'only_stream'} in a rule for ${header.protocol}`)
     this.checkProtocol(buffers, header.protocol)
-    const [category, severity] = CLASSES[this.type ?? ''] ?? [this.type ?? '', DEFAULT_SEVERITY]
+    const { type = '' } = this
+    const [category, severity] = Object.hasOwn(CLASSES, type) ? CLASSES[type] : [type, DEFAULT_SEVERITY]
     return {
       action,
       header,
@@ -303,6 +314,12 @@ class OptionReader {
     return part
   }
 
+  private place(name: keyof typeof PLACES, value: number): void {
+    const content = this.content(name)
+    if (content[name] !== undefined) malformed(`${name} twice for one content`)
+    content[name] = value
+  }
+
   private flowing(value: string): void {
     const words: Record<string, () => void> = {
       to_server: () => this.direct('to_server'),
@@ -328,10 +345,10 @@ class OptionReader {
 
   private describe(value: string): void {
     for (const one of value.split(',')) {
-      const [, key, rest = ''] = /^\s*(\S+)\s*(.*?)\s*$/s.exec(one) ?? []
+      const [, key, rest = ''] = /^(\S+)\s*(.*)$/s.exec(one.trim()) ?? []
       if (key === undefined || key === '__proto__') continue
-      this.metadata[key] ??= []
-      this.metadata[key].push(rest)
+      if (Object.hasOwn(this.metadata, key)) this.metadata[key].push(rest)
+      else this.metadata[key] = [rest]
     }
   }
 
@@ -371,6 +388,9 @@ function newContent(value: string): Content {
   return { kind: 'content', bytes: contentBytes(text), nocase: false, negated, atEnd: false }
 }
 
+/** What `flow` may not ask for beside a protocol. */
+const CONTRARY: Record<string, Signature['flow']['only']> = { 'tcp-stream': 'packet', 'tcp-pkt': 'stream' }
+
 function checkParts(buffer: BufferName, parts: Part[]): void {
   for (const [i, part] of parts.entries()) {
     const before = parts[i - 1]
@@ -380,6 +400,8 @@ function checkParts(buffer: BufferName, parts: Part[]): void {
       if (part.relative && part.feedFront) unsupported("'^' of every line in a relative pcre")
       continue
     }
+    if (buffer === 'http.host' && (part.nocase || part.bytes.some(byte => byte >= 65 && byte <= 90)))
+      malformed('http.host is in lower case: neither capitals nor nocase')
     if (part.depth !== undefined && part.depth < part.bytes.length)
       malformed(`depth ${part.depth} is less than the content's ${part.bytes.length} bytes`)
     if (part.within !== undefined && part.within < part.bytes.length)

@@ -92,7 +92,7 @@ export class Ruleset {
     this.groups = Object.fromEntries(
       UNITS.map(unit => [unit, [group(unit, 'to_client'), group(unit, 'to_server')]]),
     ) as Ruleset['groups']
-    this.bare = signatures.flatMap((_, i) => (units[i].length === 0 ? [i] : []))
+    this.bare = signatures.flatMap(({ parts }, i) => (parts.length === 0 && units[i].length === 0 ? [i] : []))
   }
 
   /** Whether a rule finds all that it looks for. */
@@ -105,9 +105,10 @@ export class Ruleset {
   }
 }
 
+const DATAGRAMS: readonly string[] = ['udp', 'icmp', 'ip', 'dns']
 const LAYER: Record<string, Unit | undefined> = { http: 'http', tls: 'tls', dns: 'dns' }
 
-/** Where a rule looks; nowhere where it is about headers only. */
+/** Where a rule looks; nowhere where it is about headers only, or about streams of what has none. */
 function unitsOf({ header: { protocol }, parts, flow }: Signature): Unit[] {
   const application =
     parts.find(one => one.buffer !== 'payload')?.buffer.split('.')[0] ?? (parts.length === 0 ? protocol : '')
@@ -124,6 +125,6 @@ function unitsOf({ header: { protocol }, parts, flow }: Signature): Unit[] {
     if (only !== 'packet') units.push('stream')
     if (only === 'packet' || (only === undefined && placed)) units.push('segment')
   }
-  if (protocol === 'udp' || protocol === 'icmp' || protocol === 'ip' || protocol === 'dns') units.push('datagram')
+  if (DATAGRAMS.includes(protocol) && flow.only !== 'stream') units.push('datagram')
   return units
 }

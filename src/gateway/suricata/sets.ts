@@ -1,5 +1,6 @@
 // Addresses and ports of a rule's header: lists, negation, ranges, and variables that stand for them.
 
+import { isIP } from 'node:net'
 import ipaddr from 'ipaddr.js'
 import { DetourError } from '../../errors.ts'
 
@@ -123,7 +124,7 @@ export class Sets {
     if (depth > DEEPEST) refuse(`'${text.slice(0, 40)}' is nested more than ${DEEPEST} deep, or stands for itself`)
     if (--budget.left < 0) refuse(`more than ${LIMIT_ELEMENTS} elements`)
     const inner = text.trim()
-    if (inner.startsWith('!')) return without(kind.all, this.set(inner.slice(1), kind, depth + 1, budget), kind)
+    if (inner.startsWith('!')) return rest([], this.set(inner.slice(1), kind, depth + 1, budget), kind)
     if (inner === 'any') return kind.all
     if (inner.startsWith('$')) {
       const name = inner.slice(1)
@@ -135,15 +136,20 @@ export class Sets {
     if (!inner.endsWith(']')) refuse(`'${inner.slice(0, 40)}' has no closing bracket`)
     const taken: Span<T>[] = []
     const left: Span<T>[] = []
-    let positive = false
     for (const one of elements(inner.slice(1, -1))) {
       const negated = one.startsWith('!')
-      positive ||= !negated
       const spans = this.set(negated ? one.slice(1) : one, kind, depth + 1, budget)
       for (const span of spans) (negated ? left : taken).push(span)
     }
-    return without(positive ? merged(taken, kind) : kind.all, merged(left, kind), kind)
+    return rest(taken, merged(left, kind), kind)
   }
+}
+
+/** What of `taken` is not in `left`. Of a family in which only `left` names some all others are meant, of one in which nothing is named none. */
+function rest<T extends bigint | number>(taken: Span<T>[], left: Span<T>[], kind: Kind<T>): Span<T>[] {
+  const within = (spans: Span<T>[], { low, high }: Span<T>) => spans.some(span => span.low <= high && span.high >= low)
+  const implied = kind.all.filter(family => within(left, family) && !within(taken, family))
+  return without(merged([...taken, ...implied], kind), left, kind)
 }
 
 interface Span<T> {
@@ -152,6 +158,7 @@ interface Span<T> {
 }
 
 interface Kind<T> {
+  /** The families whole. */
   all: Span<T>[]
   read(text: string): Span<T>
   next(n: T): T
@@ -213,10 +220,11 @@ function without<T extends bigint | number>(spans: Span<T>[], left: Span<T>[], {
 }
 
 function addressRange(text: string): Range {
-  const [address, bits, ...rest] = text.split('/')
+  const [address, bits, ...more] = text.split('/')
   const [first, last] = address.split('-')
   try {
-    if (rest.length > 0) throw new Error()
+    // NB: ipaddr.js also takes 10.1 and 012.0.0.1, which Suricata does not.
+    if (more.length > 0 || isIP(first) === 0 || (last !== undefined && isIP(last) === 0)) throw new Error()
     const low = addressNumber(ipaddr.parse(first).toByteArray())
     if (last !== undefined && bits === undefined) {
       const high = addressNumber(ipaddr.parse(last).toByteArray())

@@ -207,6 +207,37 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'tcp any any -> any any (content:"evil.example";',
     ],
   },
+  'addresses of both families': {
+    flows: [
+      tcp('four', 'ATTACK'),
+      tcp('another four', 'ATTACK', { client: '192.0.2.1' }),
+      tcp('six', 'ATTACK', { six: true }),
+    ],
+    rules: [
+      'tcp !10.0.0.1 any -> any any (content:"ATTACK";',
+      'tcp !fd00::/8 any -> any any (content:"ATTACK";',
+      'tcp !fd00::9 any -> any any (content:"ATTACK";',
+      'tcp $EXTERNAL_NET any -> any any (content:"ATTACK";',
+      'tcp [!10.0.0.1,!fd00::9] any -> any any (content:"ATTACK";',
+      'tcp [fd00::/8,!10.0.0.1] any -> any any (content:"ATTACK";',
+      'tcp [any,!10.0.0.1] any -> any any (content:"ATTACK";',
+    ],
+  },
+  'protocols that are known before their heads are whole': {
+    flows: [
+      {
+        name: 'a long head',
+        said: [...cut(get('/ATTACK', `X-Long: ${'z'.repeat(12_000)}\r\n`), 1000), [1, 0, hex(ANSWER)]],
+      },
+      { name: 'a small part of one', said: [...cut(get('/of/it'), 7), [1, 0, hex(ANSWER)]] },
+      tcp('no HTTP', 'ATTACK GET /of/it'),
+    ],
+    rules: [
+      'http any any -> any any (flow:to_server; content:"ATTACK";',
+      'http any any -> any any (flow:to_server; content:"/it"; depth:3;',
+      'tls any any -> any any (content:"ATTACK";',
+    ],
+  },
   datagrams: {
     flows: [
       { name: 'one way', kind: 'udp', port: 9000, said: [[0, 0, hex('PING one')]] },
@@ -237,6 +268,7 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'udp any any -> any any (content:"PING"; flow:established,to_server; content:"two"; distance:1;',
       'udp any any -> any any (content:"PING two"; depth:8;',
       'icmp any any -> any any (content:"covert";',
+      'udp any any -> any any (content:"PING"; flow:only_stream;',
       'udp any any -> any any (content:!"PONG"; content:!"two";',
     ],
   },
