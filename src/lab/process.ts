@@ -1,6 +1,6 @@
 // Child processes of the laboratory: real programs started inside its network namespaces, waited for with a limit.
 
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { compiled, packageRoot } from '../control/package.ts'
@@ -41,7 +41,9 @@ export function start(where: Where, name: string, command: string[], options: St
   const [program, ...args] = command
   const log = options.log === undefined ? undefined : openSync(options.log, 'a')
   const output = log ?? 'pipe'
-  const child = inNamespace(where?.path ?? '', () => spawn(program, args, { stdio: ['ignore', output, output] }))
+  // NB: in a session of its own, or Ctrl-C at a terminal would end it before this process knows, and a step would fail by that.
+  const settings: SpawnOptions = { stdio: ['ignore', output, output], detached: true }
+  const child = inNamespace(where?.path ?? '', () => spawn(program, args, settings))
   if (log !== undefined) closeSync(log)
   if (child.pid === undefined) throw new DetourError('system', `lab: cannot start ${program} (for ${name})`)
   return follow(child, name, options)

@@ -204,7 +204,7 @@ function place(run: string, role: Role): Place {
 const REMOVALS = 5
 const REMOVAL_PAUSE_MS = 200
 
-// On Ctrl-C the faces clean up after themselves at the same time, and one that is killed in the middle of that may still
+// A face that is told to end at the same time, and is killed in the middle of its own clean-up, may still
 // hold, or make anew, what was just looked at.
 function removeRun(run: string): void {
   for (let left = REMOVALS; ; left--) {
