@@ -16,6 +16,7 @@ interface Options {
   profile: string
   target?: { host: string; port?: number }
   local?: string
+  secondLocal?: string
   vni?: number[]
   case?: string[]
   timeout: number
@@ -36,6 +37,7 @@ export function conformCommand(): Command {
     .addOption(new Option('-p, --profile <NAME>', 'whose behaviour').choices(CONFORM_PROFILES).default('geneve'))
     .option('-t, --target <HOST[:PORT]>', "the endpoint; the profile's port when not given", parseTarget)
     .option('--local <IP>', 'our address (default: the one that leads to the target)')
+    .option('--second-local <IP>', 'a second address of ours, as of the gateway of another zone (default: on loopback)')
     .option('--vni <N,...>', "VNIs that the target serves (default: the profile's)", parseVnis)
     .option('--case <NAME>', 'only this case, or those that begin so: ecn-*; may be given again', collect)
     .option('--timeout <SECONDS>', 'how long an answer is waited for', parseSeconds, 1)
@@ -51,7 +53,7 @@ export function conformCommand(): Command {
       `
 The target must allow everything: what its policy stops looks like a failure. It should answer to the tunnel's port at
 our address; a target on this machine wants an address of its own, such as 127.0.0.1, to which 127.0.0.2 then speaks.
-Without root all but wrong outer checksums can be sent. The exit status is 1 when a case fails.
+Without root all but wrong outer checksums and outer fragments can be sent. The exit status is 1 when a case fails.
 
 Examples:
   detour conform --target 127.0.0.1
@@ -82,11 +84,18 @@ async function run(options: Options, command: Command): Promise<void> {
     )
   const timeoutMs = options.timeout * 1000
   const otherPort = profile.other && port + profile.other.port - profile.port
-  const channel = openChannel({ remote: address, port, otherPort, local: options.local })
+  const channel = openChannel({
+    remote: address,
+    port,
+    otherPort,
+    local: options.local,
+    secondLocal: options.secondLocal,
+  })
   const started = new Date()
   const results: Result[] = []
   try {
-    const target = { ...targetOf(options), family, ownsPort: channel.ownsPort } as Target
+    const { ownsPort, second } = channel
+    const target: Target = { ...targetOf(options), family, ownsPort, twoAddresses: second !== undefined }
     const make = new Maker(profile, channel, target.vnis, started.getTime() % 1_000_000)
     const sleep = (ms: number) => new Promise<void>(resolve => setTimeout(resolve, ms))
     const runner = new Runner({ target, channel, make, host: address, timeoutMs, sleep })
@@ -162,8 +171,9 @@ function list(cases: readonly Case[], options: Options): void {
 
 function targetOf(options: Options): Target {
   const profile = conformProfile(options.profile)
-  const { slow = false, health: healthPort, killCommand } = options
-  return { profile, vnis: options.vni ?? profile.vnis, family: 4, ownsPort: true, slow, healthPort, killCommand }
+  const { slow = false, health: healthPort, killCommand, secondLocal } = options
+  const seen = { family: 4, ownsPort: true, twoAddresses: secondLocal !== undefined } as const
+  return { profile, vnis: options.vni ?? profile.vnis, ...seen, slow, healthPort, killCommand }
 }
 
 async function addressOf(host: string): Promise<string> {

@@ -20,6 +20,7 @@ export interface Answer {
 /** The fields of an answer. */
 export interface Parts {
   source: Uint8Array
+  destination: Uint8Array
   sourcePort: number
   destinationPort: number
   ttl: number
@@ -52,6 +53,7 @@ export function parts(profile: ConformProfile, b: Uint8Array): Parts | string {
   const inner = header + (isGeneve ? geneve.headerLength(b, header) : vxlan.HEADER)
   return {
     source: four ? b.subarray(ipv4.SOURCE, ipv4.DESTINATION) : b.subarray(ipv6.SOURCE, ipv6.DESTINATION),
+    destination: four ? b.subarray(ipv4.DESTINATION, ipv4.HEADER) : b.subarray(ipv6.DESTINATION, ipv6.HEADER),
     sourcePort: udp.sourcePort(b, at),
     destinationPort: udp.destinationPort(b, at),
     ttl: four ? ipv4.ttl(b, 0) : ipv6.hopLimit(b, 0),

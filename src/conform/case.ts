@@ -13,6 +13,8 @@ export interface Target {
   family: 4 | 6
   /** The tunnel's port at our address is ours; not so when the target has the same address. */
   ownsPort: boolean
+  /** We have a second address. */
+  twoAddresses: boolean
   /** Minutes of silence are allowed. */
   slow: boolean
   healthPort?: number
@@ -65,6 +67,9 @@ export const AWS_APPLIANCE = 'AWS blog, "Integrate your custom logic or applianc
 export const awsGuide = (part: string) => `AWS, "User Guide for Gateway Load Balancers" (${part})`
 
 export type Case = PacketCase | OtherCase
+
+/** Why nothing can be said about what comes to the tunnel's port. */
+export const OWN_PORT = 'the target is at an address of ours, so its port cannot be ours as well'
 
 /** Applies to GENEVE only, or to VXLAN only. */
 export const onlyGeneve = ({ profile }: Target) => (profile.kind === 'geneve' ? undefined : 'not GENEVE')

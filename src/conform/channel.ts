@@ -1,6 +1,6 @@
 // The way to the target: UDP sockets of ours, one at the tunnel's port for answers and two to send from, so that an
-// answer that goes back to where it was sent from is told from one that goes where it belongs. No root is needed; with it,
-// wrong checksums can be sent too.
+// answer that goes back to where it was sent from is told from one that goes where it belongs; at a second address of ours,
+// if there is one, one of each. No root is needed; with it, wrong checksums and fragments can be sent too.
 
 import { randomInt } from 'node:crypto'
 import { setImmediate } from 'node:timers/promises'
@@ -32,8 +32,8 @@ import type { Ends } from './probe.ts'
 export interface Channel extends Ends {
   /** The tunnel's port at our address is ours. */
   readonly ownsPort: boolean
-  /** Sends an outer IP packet; why it could not be sent, if so. */
-  send(packet: Uint8Array, wrongChecksum: boolean): string | undefined
+  /** Sends an outer IP packet, by a raw socket if need be; why it could not be sent, if so. */
+  send(packet: Uint8Array, raw: boolean): string | undefined
   /** The next outer IP packet for one of our ports, or undefined when there is none in time. */
   receive(timeoutMs: number): Promise<Uint8Array | undefined>
   close(): void
@@ -68,29 +68,45 @@ export interface ChannelOptions {
   otherPort?: number
   /** Our address; when not given the one that the kernel would send from. */
   local?: string
+  /** Our second address; when not given there is none but on the loopback interface. */
+  secondLocal?: string
 }
 
 /** Opens the sockets. Throws DetourError when there is no way to the target. */
-export function openChannel({ remote, port, otherPort, local }: ChannelOptions): Channel {
-  const address = local ?? (remote.startsWith('127.') ? neighbour(remote) : '')
-  const open = (number: number, from = address) => openUdp({ address: from, port: number, remote, offload: false })
+export function openChannel({ remote, port, otherPort, local, secondLocal }: ChannelOptions): Channel {
+  const neighbours = remote.startsWith('127.') ? LOOPBACKS.filter(each => ![remote, local].includes(each)) : []
+  const address = local ?? neighbours.shift() ?? ''
+  const second = secondLocal ?? neighbours.shift()
+  const open = (from: string | undefined, number: number) =>
+    openUdp({ address: from ?? '', port: number, remote, offload: false })
   const tunnels: UdpHandle[] = []
   const sources: UdpHandle[] = []
-  try {
-    for (const each of otherPort === undefined ? [port] : [port, otherPort]) {
-      const tunnel = openFree(() => open(each))
+  const ports = otherPort === undefined ? [port] : [port, otherPort]
+  const openTunnels = (from: string) => {
+    const before = tunnels.length
+    for (const each of ports) {
+      const tunnel = openFree(() => open(from, each))
       if (tunnel !== undefined) tunnels.push(tunnel)
     }
-    while (sources.length < 2) sources.push(openAny(number => open(number, tunnels.length === 0 ? local : address)))
-    return new Sockets({ remote, port, otherPort }, tunnels, sources)
+    return tunnels.length - before === ports.length
+  }
+  try {
+    const ownsPort = openTunnels(address)
+    while (sources.length < 2) sources.push(openAny(number => open(tunnels.length === 0 ? local : address, number)))
+    if (ownsPort && second !== undefined) {
+      if (openTunnels(second)) sources.push(openAny(number => open(second, number)))
+      else if (secondLocal !== undefined)
+        throw new DetourError('usage', `second local address ${second}: the tunnel's port is taken there; give another`)
+    }
+    return new Sockets({ remote, port, otherPort }, ownsPort, tunnels, sources)
   } catch (error) {
     for (const { fd } of [...sources, ...tunnels]) close(fd)
     throw error
   }
 }
 
-/** Another address of this machine, so that both ends can have the tunnel's port. */
-const neighbour = (loopback: string) => (loopback === '127.0.0.2' ? '127.0.0.3' : '127.0.0.2')
+/** Addresses of this machine beside the target's, so that both ends can have the tunnel's port. */
+const LOOPBACKS = ['127.0.0.2', '127.0.0.3', '127.0.0.4', '127.0.0.5']
 
 /** Opens a socket, but not where the port is taken: the target has our address then, or every one. */
 function openFree(open: () => UdpHandle): UdpHandle | undefined {
@@ -117,6 +133,7 @@ class Sockets implements Channel {
   readonly port: number
   readonly otherPort?: number
   readonly sources: readonly [number, number]
+  readonly second?: { local: Uint8Array; source: number }
   readonly ownsPort: boolean
   private readonly handles: UdpHandle[]
   private readonly to: Uint8Array
@@ -124,16 +141,22 @@ class Sockets implements Channel {
   private readonly order = new Uint8Array(MESSAGE + IOVEC + NAME + CONTROL + LARGEST)
   private raw = 0
 
-  constructor({ remote, port, otherPort }: ChannelOptions, tunnels: UdpHandle[], sources: UdpHandle[]) {
-    const [first, second] = sources
+  constructor(
+    { remote, port, otherPort }: ChannelOptions,
+    ownsPort: boolean,
+    tunnels: UdpHandle[],
+    sources: UdpHandle[],
+  ) {
+    const [first, other, second] = sources
     const four = first.family === 4
     this.handles = [...sources, ...tunnels]
-    this.ownsPort = tunnels.length === (otherPort === undefined ? 1 : 2)
+    this.ownsPort = ownsPort
     this.local = Uint8Array.from(first.address)
     this.remote = Uint8Array.from(ipaddr.process(remote).toByteArray())
     this.port = port
     this.otherPort = otherPort
-    this.sources = [first.port, second.port]
+    this.sources = [first.port, other.port]
+    this.second = second && { local: Uint8Array.from(second.address), source: second.port }
     this.to = new Uint8Array(four ? SOCKADDR.IPV4 : SOCKADDR.IPV6)
     this.to[0] = four ? AF.INET : AF.INET6
     this.to.set(this.remote, four ? 4 : 8)
@@ -144,12 +167,14 @@ class Sockets implements Channel {
     }
   }
 
-  send(packet: Uint8Array, wrongChecksum: boolean): string | undefined {
-    if (wrongChecksum) return this.sendRaw(packet)
+  send(packet: Uint8Array, raw: boolean): string | undefined {
+    if (raw) return this.sendRaw(packet)
     const four = packet[0] >> 4 === 4
     const at = four ? ipv4.HEADER : ipv6.HEADER
     const port = udp.sourcePort(packet, at)
-    const { fd } = this.handles.find(handle => handle.port === port) as UdpHandle
+    const from = four ? packet.subarray(ipv4.SOURCE) : packet.subarray(ipv6.SOURCE)
+    const isFrom = (handle: UdpHandle) => handle.port === port && handle.address.every((byte, i) => byte === from[i])
+    const { fd } = this.handles.find(isFrom) as UdpHandle
     const tos = four ? ipv4.tos(packet, 0) : ipv6.trafficClass(packet, 0)
     const none = udp.checksum(packet, at) === 0 ? 1 : 0
     if (four) setsockopt(fd, O.SOL_IP, O.IP_TOS, tos)
@@ -162,7 +187,7 @@ class Sockets implements Channel {
 
   private sendRaw(packet: Uint8Array): string | undefined {
     if (this.raw === 0) this.raw = socket(this.local.length === 4 ? AF.INET : AF.INET6, SOCK.RAW, IPPROTO_RAW)
-    if (this.raw < 0) return 'sending a wrong checksum needs root or CAP_NET_RAW'
+    if (this.raw < 0) return 'a raw socket is needed: root or CAP_NET_RAW'
     // NB: what is a port to UDP is a protocol number to a raw socket.
     setU16(this.to, 2, 0)
     return this.sendTo(this.raw, packet)
@@ -193,8 +218,8 @@ class Sockets implements Channel {
   }
 
   /** Takes a datagram and gives it back the headers that the kernel took off. */
-  private take({ fd, port }: UdpHandle): Uint8Array | undefined {
-    const { order: b, local, remote } = this
+  private take({ fd, port, address }: UdpHandle): Uint8Array | undefined {
+    const { order: b, remote } = this
     const v = new DataView(b.buffer)
     const pointer = (at: number, to: number) => v.setBigUint64(at, BigInt(addressOf(b) + to), true)
     const [iovec, name, control, data] = [MESSAGE, MESSAGE + IOVEC, MESSAGE + IOVEC + NAME, b.length - LARGEST]
@@ -210,7 +235,7 @@ class Sockets implements Channel {
     if (recvmmsg(fd, addressOf(b), 1, 0) <= 0) return undefined
     const { ttl, tos } = fields(v, control, control + v.getUint32(40, true))
     const bytes = v.getUint32(56, true)
-    const four = local.length === 4
+    const four = address.length === 4
     const header = four ? ipv4.HEADER : ipv6.HEADER
     const packet = new Uint8Array(header + udp.HEADER + bytes)
     packet.set(b.subarray(data, data + bytes), header + udp.HEADER)
@@ -219,7 +244,7 @@ class Sockets implements Channel {
     if (four) ipv4.write(packet, 0, header, tos, packet.length, 0, 0, ttl, ipv4.PROTOCOL.UDP, 0, 0)
     else ipv6.write(packet, 0, tos, 0, packet.length - header, ipv4.PROTOCOL.UDP, ttl)
     packet.set(b.subarray(from, from + remote.length), four ? ipv4.SOURCE : ipv6.SOURCE)
-    packet.set(local, four ? ipv4.DESTINATION : ipv6.DESTINATION)
+    packet.set(address, four ? ipv4.DESTINATION : ipv6.DESTINATION)
     if (four) ipv4.updateChecksum(packet, 0)
     udp.updateChecksum(packet, 0, header)
     return packet

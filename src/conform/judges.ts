@@ -17,17 +17,18 @@ function difference(a: Uint8Array, b: Uint8Array): number {
 }
 
 /** What is behind the tunnel header is as it was sent. */
-export function innerUnchanged({ inner, packet, tunnelAt }: Probe, answer: Parts): string | undefined {
-  return innerIs(inner, answer) ?? protocolUnchanged(packet.subarray(tunnelAt), answer)
+export function innerUnchanged(probe: Probe, answer: Parts): string | undefined {
+  const { inner, packet, tunnelAt } = probe
+  const at = difference(inner, answer.inner)
+  if (at < 0) return protocolUnchanged(packet.subarray(tunnelAt), answer)
+  const where = `byte ${at} behind the tunnel header`
+  return innerWhole(probe, answer) ?? `${where} was ${byte(inner[at])} and came back ${byte(answer.inner[at])}`
 }
 
-/** What is behind the tunnel header is `inner`. */
-export function innerIs(inner: Uint8Array, answer: Parts): string | undefined {
-  const at = difference(inner, answer.inner)
-  if (at < 0) return undefined
-  if (inner.length !== answer.inner.length)
-    return `${answer.inner.length} bytes are behind the tunnel header, ${inner.length} were sent`
-  return `byte ${at} behind the tunnel header was ${byte(inner[at])} and came back ${byte(answer.inner[at])}`
+/** As many bytes are behind the tunnel header as were sent. */
+export function innerWhole({ inner }: Probe, answer: Parts): string | undefined {
+  if (inner.length === answer.inner.length) return undefined
+  return `${answer.inner.length} bytes are behind the tunnel header, ${inner.length} were sent`
 }
 
 function protocolUnchanged(sent: Uint8Array, { protocol, tunnel }: Parts): string | undefined {

@@ -1,6 +1,6 @@
 // Probes: the packets of a case, whole outer IP packets with a token inside by which their answers are known.
 
-import { i32, setI32 } from '../wire/bytes.ts'
+import { i32, setI32, setU16 } from '../wire/bytes.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import * as geneve from '../wire/geneve.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -23,12 +23,14 @@ export interface Probe {
   tunnelAt: number
   /** What is behind the tunnel header. */
   inner: Uint8Array
+  /** Outer address that it comes from. */
+  from: Uint8Array
   /** The VNI and the destination port that its answer has. */
   vni: number
   port: number
   options: Uint8Array
-  /** Outer UDP checksum wrong on purpose: only a raw socket sends that. */
-  wrongChecksum: boolean
+  /** Only a raw socket sends it: its outer UDP checksum is wrong on purpose, or it is a fragment. */
+  raw: boolean
   /** Seconds of silence in front of it. */
   pauseSeconds: number
 }
@@ -40,6 +42,8 @@ export interface ProbeFields {
   vni?: number
   /** GENEVE options; the profile's metadata when not given. */
   options?: Uint8Array
+  /** The flow whose metadata it has; its own when not given. */
+  metadataOf?: Flow
   /** GENEVE: one of the options is critical. */
   critical?: boolean
   /** Changes header or payload behind the UDP header; the outer lengths stay. */
@@ -50,6 +54,10 @@ export interface ProbeFields {
   checksum?: 'zero' | 'right' | 'wrong'
   /** Which of our two source ports. */
   source?: 0 | 1
+  /** It comes from our second address. */
+  second?: boolean
+  /** 802.1Q and 802.1ad tags of the inner Ethernet frame. */
+  tags?: Uint8Array
   pauseSeconds?: number
 }
 
@@ -62,6 +70,14 @@ export interface Ends {
   otherPort?: number
   /** Two source ports of ours. */
   sources: readonly [number, number]
+  /** Another address of ours. */
+  second?: Origin
+}
+
+/** Where outer packets come from: an address, and a source port there. */
+interface Origin {
+  local: Uint8Array
+  source: number
 }
 
 interface Way {
@@ -121,8 +137,8 @@ export class Maker {
     const { profile } = this
     const { fate = 'back', reply = false, pauseSeconds = 0 } = fields
     const [there, back] = this.ways(reply, fields.vni)
-    const options = fields.options ?? profile.metadata(flow, reply)
-    const inner = profile.inner === 'ip' ? packet : inEthernet(packet, reply)
+    const options = fields.options ?? profile.metadata(fields.metadataOf ?? flow, reply)
+    const inner = profile.inner === 'ip' ? packet : inEthernet(packet, reply, fields.tags)
     const header =
       profile.kind === 'vxlan'
         ? vxlanHeader(there.vni)
@@ -131,8 +147,10 @@ export class Maker {
     fields.edit?.(whole)
     const tunnel = whole.subarray(0, fields.cut ?? whole.length)
     const checksum = fields.checksum ?? (profile.kind === 'vxlan' && this.isIpv4 ? 'zero' : 'right')
-    const source = this.ends.sources[fields.source ?? 0]
-    const outer = this.outer(tunnel, fields.tos ?? 0, checksum, source, there.port)
+    const { local, sources, second } = this.ends
+    const first = { local, source: sources[fields.source ?? 0] }
+    const origin = fields.second ? (second ?? first) : first
+    const outer = this.outer(tunnel, fields.tos ?? 0, checksum, origin, there.port)
     const tunnelAt = outer.length - tunnel.length
     this.tokens++
     return {
@@ -142,9 +160,10 @@ export class Maker {
       packet: outer,
       tunnelAt,
       inner,
+      from: origin.local,
       ...back,
       options,
-      wrongChecksum: checksum === 'wrong',
+      raw: checksum === 'wrong',
       pauseSeconds,
     }
   }
@@ -163,8 +182,14 @@ export class Maker {
     return this.ends.local.length === 4
   }
 
-  private outer(tunnel: Uint8Array, tos: number, checksum: string, source: number, port: number): Uint8Array {
-    const { local, remote } = this.ends
+  private outer(
+    tunnel: Uint8Array,
+    tos: number,
+    checksum: string,
+    { local, source }: Origin,
+    port: number,
+  ): Uint8Array {
+    const { remote } = this.ends
     const header = this.isIpv4 ? ipv4.HEADER : ipv6.HEADER
     const at = header + udp.HEADER
     const b = new Uint8Array(at + tunnel.length)
@@ -186,13 +211,23 @@ export class Maker {
   }
 }
 
-function inEthernet(packet: Uint8Array, reply: boolean): Uint8Array {
-  const b = new Uint8Array(ethernet.HEADER + packet.length)
+/** The probe with an outer IPv4 packet that is a fragment: of a datagram, `payload` from `offset` on, a multiple of 8. */
+export function fragmentOf(probe: Probe, payload: Uint8Array, offset: number, more: boolean): Probe {
+  const packet = concat(probe.packet.subarray(0, ipv4.HEADER), payload)
+  setU16(packet, ipv4.FRAGMENT, (offset >> 3) | (more ? ipv4.MORE_FRAGMENTS : 0))
+  ipv4.setIdentification(packet, 0, probe.flow.number & 0xffff)
+  ipv4.setTotalLength(packet, 0, packet.length)
+  ipv4.updateChecksum(packet, 0)
+  return { ...probe, packet, raw: true }
+}
+
+function inEthernet(packet: Uint8Array, reply: boolean, tags: Uint8Array = new Uint8Array(0)): Uint8Array {
+  const b = new Uint8Array(ethernet.HEADER)
   const [to, from] = reply ? [1, 2] : [2, 1]
   const type = packet[0] >> 4 === 6 ? ethernet.ETHERTYPE.IPV6 : ethernet.ETHERTYPE.IPV4
   ethernet.write(b, 0, 0x0200, to, 0x0200, from, type)
-  b.set(packet, ethernet.HEADER)
-  return b
+  const addresses = 2 * ethernet.ADDRESS
+  return concat(b.subarray(0, addresses), tags, b.subarray(addresses), packet)
 }
 
 function vxlanHeader(vni: number): Uint8Array {

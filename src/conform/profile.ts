@@ -28,6 +28,8 @@ export interface ConformProfile {
   readonly headerKept: boolean
   /** IP versions of the underlay. */
   readonly outer: readonly (4 | 6)[]
+  /** Flows that are sent to another endpoint when theirs has failed: all, or datagrams while connections stay; undefined where nobody says. */
+  readonly moves?: 'all' | 'datagrams'
   /** The GENEVE options that go with a packet of a flow; `reply` for one of the server's. */
   metadata(flow: Flow, reply: boolean): Uint8Array
 }
@@ -67,6 +69,7 @@ const GENEVE: ConformProfile = {
   optionsReturned: true,
   headerKept: false,
   outer: [4, 6],
+  moves: 'all',
   metadata(flow, reply) {
     const data = words(0, cookieOf(flow))
     setU16(data, 0, 1)
@@ -85,6 +88,7 @@ const VXLAN: ConformProfile = {
   optionsReturned: true,
   headerKept: false,
   outer: [4, 6],
+  moves: 'all',
   metadata: none,
 }
 
@@ -128,9 +132,10 @@ const AZURE_GWLB: ConformProfile = {
   port: 10800,
   vnis: [800, 801],
   other: { port: 10801, vni: 801 },
+  moves: 'datagrams',
 }
 
-const PAN_CNI: ConformProfile = { ...VXLAN, name: 'pan-cni', port: 6080, vnis: [1] }
+const PAN_CNI: ConformProfile = { ...VXLAN, name: 'pan-cni', port: 6080, vnis: [1], moves: undefined }
 
 const PROFILES: readonly ConformProfile[] = [GENEVE, VXLAN, AWS_GWLB, GCP_NSI, AZURE_GWLB, PAN_CNI]
 

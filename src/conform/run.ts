@@ -153,7 +153,7 @@ export class Runner {
     sent.set(probe.token, performance.now())
     this.identities.add(identityOf(probe))
     if (tokenIn(probe.packet) === 0) this.bare.push(probe)
-    return this.options.channel.send(probe.packet, probe.wrongChecksum)
+    return this.options.channel.send(probe.packet, probe.raw)
   }
 
   /** Takes what comes until one of `awaited` is answered: true; or until the time is over. */

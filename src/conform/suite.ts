@@ -8,6 +8,7 @@ import { HEALTH_CASES } from './cases/health.ts'
 import { INNER_CASES } from './cases/inner.ts'
 import { OPTION_CASES } from './cases/options.ts'
 import { OUTER_CASES } from './cases/outer.ts'
+import { REBALANCE_CASES } from './cases/rebalance.ts'
 import { RUBBISH_CASES } from './cases/rubbish.ts'
 
 /** Every case there is; the one that ends the data path is last. */
@@ -17,6 +18,7 @@ export const CASES: readonly Case[] = [
   ...HEADER_CASES,
   ...OUTER_CASES,
   ...INNER_CASES,
+  ...REBALANCE_CASES,
   ...RUBBISH_CASES,
   ...IDLE_CASES,
   ...HEALTH_CASES,

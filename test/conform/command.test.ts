@@ -117,6 +117,44 @@ print(json.dumps([case.get('classname'), case.get('name'), case[0].get('message'
     expect(found.stdout.split('\n')[1].split('\t')).toEqual(['127.0.0.1', '1', '', '0x000001', ''])
   })
 
+  test('says of a flow that moved from gateway to gateway where each packet went', async () => {
+    const options = await broken('geneve', 'first-peer')
+    const names = ['rebalance-*', 'flow-other-gateway'].flatMap(name => ['--case', name])
+    const files = ['--pcap', directory, '--junit', here('conform.xml'), '--json']
+    const { status, stdout } = await detour(['conform', ...options, ...names, ...files])
+    expect(status).toBe(1)
+    const { cases, ...head } = JSON.parse(stdout)
+    expect(head).toMatchObject({ pass: 6, fail: 1, skip: 0 })
+    const path = here('flow-other-gateway.pcap')
+    expect(cases.at(-1)).toMatchObject({
+      name: 'flow-other-gateway',
+      section: expect.stringContaining('User Guide for Gateway Load Balancers" (cross-zone load balancing)'),
+      outcome: 'fail',
+      sent: expect.stringContaining('127.0.0.3'),
+      seen: expect.stringMatching(/^it went to another address than the packet came from; .* > 127\.0\.0\.2\./),
+      pcap: path,
+    })
+    const xml = readFileSync(here('conform.xml'), 'utf8')
+    expect(xml.match(/<testcase [^>]*name="rebalance-(tcp|return|udp)-ipv[46]" time="[\d.]+"\/>/g)).toHaveLength(6)
+    expect(xml).toMatch(/name="flow-other-gateway" [^>]*>\n +<failure message="it went to another address/)
+    const fields = ['-T', 'fields', '-e', 'ip.src', '-e', 'ip.dst', '-E', 'occurrence=f']
+    const found = spawnSync('tshark', ['-r', path, ...fields], { encoding: 'utf8' })
+    const [there, back] = [['127.0.0.2', '127.0.0.3'].map(from => `${from}\t127.0.0.1`), '127.0.0.1\t127.0.0.2']
+    expect(found.stdout.trim().split('\n')).toEqual([there[0], back, there[1], back, there[0], back])
+  })
+
+  test.runIf(process.getuid?.() === 0)('sends fragments that tshark puts together', async () => {
+    const options = await broken('vxlan', 'last-fragment')
+    const args = ['-p', 'vxlan', ...options, '--case', 'outer-fragments', '--pcap', directory]
+    const { status, stdout } = await detour(['conform', ...args])
+    expect([status, stdout]).toEqual([1, expect.stringMatching(/^✗ outer-fragments .*\n {4}sent: .*frag.*\n/)])
+    const port = options[1].split(':')[1]
+    const fields = ['ip.flags.mf', 'ip.fragment.count', 'vxlan.vni'].flatMap(field => ['-e', field])
+    const decode = ['-d', `udp.port==${port},vxlan`, '-T', 'fields', '-E', 'occurrence=f', ...fields]
+    const found = spawnSync('tshark', ['-r', here('outer-fragments.pcap'), ...decode], { encoding: 'utf8' })
+    expect(found.stdout.split('\n').slice(0, 3)).toEqual(['1\t\t', '0\t2\t1', '0\t\t'])
+  })
+
   test('prints JSON', async () => {
     const options = await own('vxlan', '::1')
     const args = ['conform', '-p', 'vxlan', ...options, '--case', 'header-*', '--json']
@@ -162,6 +200,8 @@ print(json.dumps([case.get('classname'), case.get('name'), case[0].get('message'
     [['--target', 'no-such-host.invalid'], 1, 'target no-such-host.invalid: no address found'],
     [['--target', '127.0.0.1', '--local', '203.0.113.7'], 1, '203.0.113.7'],
     [['--target', '127.0.0.1', '--local', '::1'], 1, 'different IP versions'],
+    [['--target', '127.0.0.1', '--second-local', '203.0.113.7'], 1, '203.0.113.7'],
+    [['--target', '127.0.0.1', '--second-local', '127.0.0.2'], 2, "127.0.0.2: the tunnel's port is taken there"],
   ])('refuses %j', async (args, status, message) => {
     const outcome = await detour(['conform', ...args])
     expect(outcome).toMatchObject({ status, stdout: '' })

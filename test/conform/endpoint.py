@@ -4,6 +4,7 @@ usage: endpoint.py geneve|vxlan ADDRESS PORT [DEFECT]
 """
 
 import os
+import select
 import socket
 import struct
 import sys
@@ -24,6 +25,11 @@ if defect == 'ttl-2':
 sock.bind((address, port))
 held = []
 flows = {}
+peers = {}
+opened = set()
+numbers = {}
+if defect in ('ports-kept', 'first-port'):
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 
 
 class Drop(Exception):
@@ -68,6 +74,17 @@ def congestion(packet, outer):
         set_ecn(packet, outer)
 
 
+def is_misread(packet):
+    """Whether the defect bears on what flow the packet is taken for: then it is answered as the flow's first one was."""
+    if defect == 'ports-at-20':
+        return packet[0] >> 4 == 4 and packet[0] != 0x45
+    if defect == 'fragment-ports':
+        word = packet[6:8] if packet[0] >> 4 == 4 else packet[42:44]
+        late = struct.unpack('>H', word)[0]
+        return bool(late & 0x1fff if packet[0] >> 4 == 4 else packet[6] == 44 and late >> 3)
+    return True
+
+
 def flow_of(packet):
     """The five-tuple, one direction, of UDP and TCP; None of all else."""
     if packet[0] >> 4 == 4:
@@ -84,6 +101,44 @@ def flow_of(packet):
     if following and defect != 'fragment-ports':
         return None
     return (protocol, addresses, bytes(packet[at:at + 4])) if protocol in (6, 17) else None
+
+
+def tcp_of(packet):
+    """Flags and sequence number of a TCP segment; None of all else."""
+    at = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
+    protocol = packet[9] if packet[0] >> 4 == 4 else packet[6]
+    return (packet[at + 13], struct.unpack_from('>I', packet, at + 4)[0]) if protocol == 6 else None
+
+
+def both_ways(packet):
+    """What both directions of a flow have in common."""
+    at, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
+    ports = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
+    ends = [bytes(packet[at + i * size:at + (i + 1) * size]) + bytes(packet[ports + 2 * i:ports + 2 * i + 2]) for i in (0, 1)]
+    return frozenset(ends)
+
+
+def keep_state(packet):
+    """Drops what a stateful inspector with a defect takes for something that does not belong to a flow it has seen open."""
+    flow, segment = flow_of(packet), tcp_of(packet)
+    if flow is None:
+        return
+    both = both_ways(packet)
+    if segment and segment[0] & 18 == 2:
+        if defect == 'syn-once' and both in opened:
+            raise Drop
+        numbers.pop(both, None)
+        opened.add(both)
+    elif segment:
+        if defect == 'syn-wanted' and both not in opened:
+            raise Drop
+        last = numbers.setdefault(both, {}).setdefault(flow, segment[1])
+        if defect == 'window' and (segment[1] - last) % (1 << 32) > 1 << 20:
+            raise Drop
+    elif defect == 'client-first' and both not in opened:
+        if flow[2][:2] < flow[2][2:]:
+            raise Drop
+        opened.add(both)
 
 
 def take_options(options, critical):
@@ -142,10 +197,14 @@ def open_tunnel(b):
     return head, options, bytearray(b[8 + size:])
 
 
-def serve(b, tos):
-    """The answer to a datagram and its traffic class."""
+def serve(b, tos, peer):
+    """The answer to a datagram, its traffic class and whom it goes to."""
     head, options, payload = open_tunnel(b)
     frame = payload[:14] if kind == 'vxlan' or head[2:4] == b'\x65\x58' else bytearray()
+    if defect == 'vlan-stripped':
+        while frame[12:14] in (b'\x81\0', b'\x88\xa8'):
+            payload = payload[:12] + payload[16:]
+            frame = payload[:14]
     packet = payload[len(frame):]
     if len(packet) < 20 or packet[0] >> 4 not in (4, 6) or (packet[0] >> 4 == 6 and len(packet) < 40):
         raise Drop
@@ -161,8 +220,17 @@ def serve(b, tos):
     flow = flow_of(packet)
     if defect == 'one-cookie':
         flow = 0
-    if flow is not None and defect in ('ports-at-20', 'fragment-ports', 'one-cookie'):
-        head[4:7], options = flows.setdefault(flow, (bytes(head[4:7]), options))
+    if defect in ('syn-once', 'syn-wanted', 'window', 'client-first'):
+        keep_state(packet)
+    if flow is not None and defect == 'first-peer':
+        peer = peers.setdefault(flow, peer)
+    if flow is not None and defect == 'first-port':
+        peer = peers.setdefault((flow, peer[0]), peer)
+    if flow is not None and defect in ('ports-at-20', 'fragment-ports', 'one-cookie', 'first-metadata'):
+        own = bytes(head[4:7]), options
+        if not is_misread(packet):
+            flows[flow] = own
+        head[4:7], options = flows.setdefault(flow, own)
         if kind == 'geneve':
             head[0] = len(options) // 4
     if defect == 'vni-zero':
@@ -175,10 +243,18 @@ def serve(b, tos):
     if defect == 'corrupt':
         packet[-1] ^= 1
     tos = (tos & ~3) | ecn_of(packet)
-    return head + options + frame + packet, 0 if defect == 'tos-zero' else tos
+    return head + options + frame + packet, peer, 0 if defect == 'tos-zero' else tos
+
+
+def send_kept(data, peer, tos):
+    """Sends from the source port that the peer had, which takes a raw socket."""
+    ip = struct.pack('>BBHHHBBH', 0x45, tos, 0, 0, 0x4000, 64, 17, 0) + socket.inet_aton(address) + socket.inet_aton(peer[0])
+    raw.sendto(ip + struct.pack('>HHHH', peer[1], port, 8 + len(data), 0) + data, (peer[0], 0))
 
 
 def send(data, peer, tos):
+    if defect in ('ports-kept', 'first-port'):
+        return send_kept(data, peer, tos)
     if six:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
     else:
@@ -189,7 +265,7 @@ def send(data, peer, tos):
 
 def answer(b, peer, tos):
     try:
-        data, tos = serve(b, tos)
+        data, peer, tos = serve(b, tos, peer)
     except Drop:
         return
     if defect == 'late':
@@ -220,6 +296,23 @@ if defect == 'checksum-ignored':
         source, destination = struct.unpack_from('>HH', whole, at)
         if destination == port and whole[16:20] == socket.inet_aton(address):
             answer(whole[at + 8:], (peer[0], source), whole[1])
+
+if defect in ('first-fragment', 'last-fragment'):
+    link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    print('ready', flush=True)
+    while True:
+        ready = select.select([link, sock], [], [])[0]
+        if link in ready:
+            whole, (_, _, kind_of, *_) = link.recvfrom(65535)
+            fragment = struct.unpack_from('>H', whole, 6)[0] & 0x3fff
+            served = fragment == 0x2000 if defect == 'first-fragment' else 0 < fragment < 0x2000
+            if kind_of != socket.PACKET_OUTGOING and served and whole[16:20] == socket.inet_aton(address):
+                source, destination = struct.unpack_from('>HH', whole, 20)
+                if destination == port:
+                    answer(whole[28:], (socket.inet_ntoa(whole[12:16]), source), whole[1])
+        else:
+            b, control, _, peer = sock.recvmsg(65535, 256)
+            answer(b, peer, control[0][2][0] if control else 0)
 
 print('ready', flush=True)
 while True:

@@ -4,6 +4,9 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
+import type { Target } from '../../src/conform/case.ts'
+import { conformProfile } from '../../src/conform/profile.ts'
+import { CASES } from '../../src/conform/suite.ts'
 import { conform, type Endpoint, gateway, named, strange } from './endpoint.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'detour-conform-'))
@@ -35,12 +38,16 @@ const GENEVE_ONLY = [
   'rubbish-options',
 ]
 const VXLAN_ONLY = ['header-reserved-zero-vxlan', 'header-flag-dropped']
-const ROOT = process.getuid?.() === 0 ? [] : ['outer-checksum-wrong-dropped']
+const root = process.getuid?.() === 0
+const ROOT4 = root ? [] : ['outer-checksum-wrong-dropped', 'outer-fragments']
+const ROOT6 = root ? [] : ['outer-checksum-wrong-dropped']
+/** Not asked over IPv6, or of a target at our own address. */
+const LOOPBACK6 = ['outer-port', 'outer-checksum-zero', 'outer-fragments', 'flow-other-gateway']
 const SOUND = [
-  ['geneve', '127.0.0.1', [...VXLAN_ONLY, ...NEVER, ...HEALTH, ...ROOT]],
-  ['geneve', '::1', [...VXLAN_ONLY, ...NEVER, ...HEALTH, ...ROOT, 'outer-port', 'outer-checksum-zero']],
-  ['vxlan', '127.0.0.1', [...GENEVE_ONLY, ...NEVER, ...HEALTH, ...ROOT]],
-  ['vxlan', '::1', [...GENEVE_ONLY, ...NEVER, ...HEALTH, ...ROOT, 'outer-port', 'outer-checksum-zero']],
+  ['geneve', '127.0.0.1', [...VXLAN_ONLY, ...NEVER, ...HEALTH, ...ROOT4]],
+  ['geneve', '::1', [...VXLAN_ONLY, ...NEVER, ...HEALTH, ...ROOT6, ...LOOPBACK6]],
+  ['vxlan', '127.0.0.1', [...GENEVE_ONLY, ...NEVER, ...HEALTH, ...ROOT4]],
+  ['vxlan', '::1', [...GENEVE_ONLY, ...NEVER, ...HEALTH, ...ROOT6, ...LOOPBACK6]],
 ] as const
 
 describe('sound endpoints pass', () => {
@@ -61,7 +68,8 @@ const families = (...names: string[]) => names.flatMap(name => [`${name}-ipv4`, 
 const INNER = ['udp', 'tcp', 'icmp', 'icmp-error', 'protocols', 'ttl', 'fragments', '1500'].map(name => `inner-${name}`)
 const ECN = ['outer', 'congestion-dropped', 'congestion-shown', 'congestion-kept', 'ect1-shown', 'not-ect-kept']
 const RETURNED = ['options-returned', 'options-unknown-returned', 'options-longest-returned']
-const MIXED = ['flow-identity', 'inner-ip-options-flow', ...families('inner-fragments-flow')]
+const MIXED = ['flow-identity', 'inner-ip-options-flow', ...families('inner-fragments-flow'), 'flow-new-metadata']
+const MOVED = ['rebalance-tcp', 'rebalance-return', 'rebalance-udp']
 
 /** Defect, profile, and exactly the cases that fail. */
 const DEFECTS: readonly [string, 'geneve' | 'vxlan', readonly string[]][] = [
@@ -99,13 +107,24 @@ const DEFECTS: readonly [string, 'geneve' | 'vxlan', readonly string[]][] = [
   [
     'ipv6-refused',
     'geneve',
-    [...INNER, ...ECN.map(name => `ecn-${name}`), 'inner-fragments-flow'].map(name => `${name}-ipv6`),
+    [...INNER, ...ECN.map(name => `ecn-${name}`), 'inner-fragments-flow', ...MOVED].map(name => `${name}-ipv6`),
   ],
   ['inner-ttl', 'geneve', [...INNER.map(name => `${name}-ipv4`), 'inner-checksum-none', 'inner-ip-options']],
   ['checksum-filled', 'geneve', ['inner-checksum-none']],
   ['corrupt', 'geneve', [...families(...INNER), 'inner-checksum-none', 'inner-ip-options']],
   ['reorder', 'geneve', ['flow-order']],
   ['duplicate', 'geneve', ['flow-once']],
+  ['vlan-stripped', 'geneve', ['inner-vlan']],
+  ['vlan-stripped', 'vxlan', ['inner-vlan']],
+  ['syn-wanted', 'geneve', families('rebalance-tcp')],
+  ['syn-wanted', 'vxlan', families('rebalance-tcp')],
+  ['window', 'geneve', families('rebalance-return')],
+  ['client-first', 'geneve', families('rebalance-udp')],
+  ['first-metadata', 'geneve', ['flow-new-metadata']],
+  ['first-metadata', 'vxlan', ['flow-new-metadata']],
+  ['syn-once', 'geneve', ['flow-reopened']],
+  ['first-peer', 'geneve', ['flow-other-gateway']],
+  ['first-peer', 'vxlan', ['flow-other-gateway']],
 ]
 
 describe('a defect fails the cases about it and no others', () => {
@@ -123,9 +142,16 @@ describe('a defect fails the cases about it and no others', () => {
     120_000,
   )
 
-  test.runIf(ROOT.length === 0).each(['geneve', 'vxlan'])('checksum-ignored, %s (needs root)', async profile => {
-    const results = await ask(strange(profile, '127.0.0.1', 'checksum-ignored'), profile)
-    expect(named(results, 'fail')).toEqual(['outer-checksum-wrong-dropped'])
+  test.runIf(root).each([
+    ['checksum-ignored', 'geneve', 'outer-checksum-wrong-dropped'],
+    ['checksum-ignored', 'vxlan', 'outer-checksum-wrong-dropped'],
+    ['first-fragment', 'geneve', 'outer-fragments'],
+    ['first-fragment', 'vxlan', 'outer-fragments'],
+    ['last-fragment', 'geneve', 'outer-fragments'],
+    ['last-fragment', 'vxlan', 'outer-fragments'],
+  ])('%s, %s (needs root)', async (defect, profile, expected) => {
+    const results = await ask(strange(profile, '127.0.0.1', defect), profile)
+    expect(named(results, 'fail')).toEqual([expected])
   })
 })
 
@@ -171,9 +197,43 @@ describe('behind AWS’s load balancer', () => {
     ['options-dropped', RETURNED],
     ['one-cookie', [...RETURNED, ...MIXED]],
     ['ports-at-20', ['inner-ip-options-flow']],
+    ['syn-wanted', families('rebalance-tcp')],
+    ['window', families('rebalance-return')],
+    ['client-first', families('rebalance-udp')],
+    ['first-metadata', ['flow-new-metadata']],
+    ['syn-once', ['flow-reopened']],
+    ['first-peer', ['flow-other-gateway']],
   ])('%s', async (defect, expected) => {
     const results = await ask(strange('geneve', '127.0.0.1', defect), 'aws-gwlb', aws)
     expect(named(results, 'fail').sort()).toEqual(['outer-ports-kept', ...expected].sort())
+  })
+})
+
+describe.runIf(root)('behind AWS’s load balancer, with a raw socket (needs root)', () => {
+  test.each([
+    ['ports-kept', []],
+    ['first-port', ['outer-ports-kept']],
+  ])('%s', async (defect, expected) => {
+    const results = await ask(strange('geneve', '127.0.0.1', defect), 'aws-gwlb', { slow: true })
+    expect(named(results, 'fail')).toEqual(expected)
+  })
+})
+
+describe('what nobody says is not asked', () => {
+  test.each([
+    ['azure-gwlb', 'connections stay where they are', families('rebalance-tcp', 'rebalance-return')],
+    ['pan-cni', 'nobody says whether flows are moved', families('rebalance-tcp', 'rebalance-return', 'rebalance-udp')],
+    ['aws-gwlb', 'the profile has no frames inside', ['inner-vlan']],
+    ['gcp-nsi', 'the profile has no frames inside', ['inner-vlan']],
+  ])('%s: %s', (name, why, expected) => {
+    const profile = conformProfile(name)
+    const { vnis } = profile
+    const target: Target = { profile, vnis, family: 4, ownsPort: true, twoAddresses: true, slow: false }
+    expect(
+      CASES.filter(each => each.without?.(target) === why)
+        .map(each => each.name)
+        .sort(),
+    ).toEqual(expected.sort())
   })
 })
 

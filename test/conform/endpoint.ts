@@ -83,7 +83,9 @@ export async function conform(
   const otherPort = profile.other && port + 1
   const channel = openChannel({ remote: address, port, otherPort })
   const family = address.includes(':') ? 6 : 4
-  const target: Target = { profile, vnis: profile.vnis, family, ownsPort: channel.ownsPort, slow: false, ...more }
+  const { ownsPort, second } = channel
+  const kind = { profile, vnis: profile.vnis, family, slow: false } as const
+  const target: Target = { ...kind, ownsPort, twoAddresses: second !== undefined, ...more }
   const runner = new Runner({
     target,
     channel,

@@ -19,6 +19,9 @@ const RUNS = PROFILES.flatMap(profile =>
   ['10.97.0.2', 'fd97::2'].filter(to => profile !== 'aws-gwlb' || to.includes('.')).map(to => [profile, to] as const),
 )
 
+/** Cases of flows that are moved, by what each profile's sender does. */
+const MOVED = { geneve: 6, vxlan: 6, 'aws-gwlb': 6, 'gcp-nsi': 6, 'azure-gwlb': 2, 'pan-cni': 0 } as const
+
 const remove = () => [CLIENT, ENDPOINT].forEach(deleteNamespace)
 
 /** Runs the command in the client's namespace. */
@@ -55,7 +58,7 @@ describe.skipIf(missing !== '')(title('our gateway on an interface'), () => {
       `address add fd97::${last}/64 dev eth0 nodad`,
       'link set eth0 up',
     ]
-    ipBatch(up(1), CLIENT)
+    ipBatch([...up(1), 'address add 10.97.0.3/24 dev eth0', 'address add fd97::3/64 dev eth0 nodad'], CLIENT)
     ipBatch(up(2), ENDPOINT)
   })
   afterAll(() => {
@@ -64,14 +67,25 @@ describe.skipIf(missing !== '')(title('our gateway on an interface'), () => {
   })
 
   test.each(RUNS)('%s at %s passes', { timeout: SECONDS }, async (profile, to) => {
-    const run = () => conform('--profile', profile, '--target', to, '--timeout', '3', '--json')
+    const [first, second] = to.includes('.') ? ['10.97.0.1', '10.97.0.3'] : ['fd97::1', 'fd97::3']
+    const ours = ['--local', first, '--second-local', second]
+    const run = () => conform('--profile', profile, '--target', to, ...ours, '--timeout', '3', '--json')
     const { status, cases } = await withGateway(profile, to, [], run)
     expect(cases.filter(({ outcome }) => outcome === 'fail')).toEqual([])
     expect(status).toBe(0)
     const asked = cases.filter(({ outcome }) => outcome === 'pass').map(({ name }) => name)
     expect(asked).toEqual(
-      expect.arrayContaining(['answers', 'outer-port', 'outer-checksum-wrong-dropped', 'outer-ttl']),
+      expect.arrayContaining([
+        'answers',
+        'outer-port',
+        'outer-checksum-wrong-dropped',
+        'outer-ttl',
+        'flow-other-gateway',
+      ]),
     )
+    expect(asked.includes('outer-fragments')).toBe(to.includes('.'))
+    expect(asked.includes('inner-vlan')).toBe(!['aws-gwlb', 'gcp-nsi'].includes(profile))
+    expect(asked.filter(name => name.startsWith('rebalance-'))).toHaveLength(MOVED[profile])
     if (profile === 'aws-gwlb')
       expect(asked).toEqual(expect.arrayContaining(['outer-ports-kept', 'inner-largest-ipv4', 'inner-largest-ipv6']))
   })

@@ -1,10 +1,10 @@
 // Cases about flows: metadata of each, order, and what a load balancer's stickiness takes for granted.
 
 import { AWS_APPLIANCE, awsGuide, type PacketCase, whereFlowsDiffer } from '../case.ts'
+import { connection } from '../connection.ts'
 import { udpPacket } from '../inner.ts'
 import { identityUnchanged } from '../judges.ts'
 import type { Probe } from '../probe.ts'
-import { connection } from './inner.ts'
 
 const AWS_FLOWS = `${AWS_APPLIANCE} (flow cookie)`
 const MANY = 500

@@ -3,37 +3,15 @@
 import * as icmp from '../../wire/icmp.ts'
 import * as ipv4 from '../../wire/ipv4.ts'
 import * as ipv6 from '../../wire/ipv6.ts'
-import * as tcp from '../../wire/tcp.ts'
 import * as udp from '../../wire/udp.ts'
 import { AWS_APPLIANCE, awsGuide, eachFamily, type PacketCase, whereFlowsDiffer } from '../case.ts'
-import { type Family, type Flow, fragments, icmpPacket, packet, tcpPacket, udpPacket } from '../inner.ts'
+import { connection } from '../connection.ts'
+import { type Family, type Flow, fragments, icmpPacket, packet, udpPacket } from '../inner.ts'
 import { identityUnchanged, innerUnchanged } from '../judges.ts'
 import type { Maker, Probe } from '../probe.ts'
 import { concat } from '../profile.ts'
 
 const BUMP = `RFC 8926 section 1, RFC 7348 section 4.1; ${AWS_APPLIANCE}`
-
-/** A connection's first five segments, whose numbers go with each other: a stateful inspector has to agree. */
-export function connection(make: Maker, family: Family): Probe[] {
-  const flow = make.flow(family)
-  const { SYN, ACK, PSH } = tcp
-  // MSS 1300, SACK permitted, window scale 7.
-  const options = Uint8Array.of(2, 4, 5, 20, 4, 2, 1, 3, 3, 7, 1, 1)
-  const [client, server] = [0x1000_0000, 0x2000_0000]
-  const segment = (reply: boolean, flags: number, sequence: number, acknowledgment: number, bytes = 0) => {
-    const syn = (flags & SYN) !== 0
-    const data = bytes === 0 ? undefined : make.data(bytes)
-    const fields = { flags, sequence, acknowledgment, options: syn ? options : undefined, data }
-    return make.probe(flow, tcpPacket(flow, fields, { reply, tos: 0 }), { reply })
-  }
-  return [
-    segment(false, SYN, client, 0),
-    segment(true, SYN | ACK, server, client + 1),
-    segment(false, ACK, client + 1, server + 1),
-    segment(false, ACK | PSH, client + 1, server + 1, 100),
-    segment(true, ACK | PSH, server + 1, client + 101, 300),
-  ]
-}
 
 /** A datagram that fills the inner packet to `bytes`. */
 function full(make: Maker, family: Family, bytes: number): Probe {
@@ -95,6 +73,10 @@ const NOPS = Uint8Array.of(1, 1, 1, 0)
 
 /** SCTP, ESP, GRE and one of those reserved for experiments (RFC 3692). */
 const OTHERS = [132, 50, 47, 253]
+
+/** An 802.1Q tag and an 802.1ad tag. */
+const C_TAG = Uint8Array.of(0x81, 0x00, 0x00, 100)
+const S_TAG = Uint8Array.of(0x88, 0xa8, 0x00, 200)
 
 export const INNER_CASES: readonly PacketCase[] = [
   ...eachFamily({
@@ -200,6 +182,15 @@ export const INNER_CASES: readonly PacketCase[] = [
     sends: masquerade,
     judge: identityUnchanged,
   }),
+  {
+    name: 'inner-vlan',
+    section: 'RFC 7348 section 6.1, RFC 8926 section 4.7',
+    expected:
+      'frames with VLAN tags are dropped or, where that is configured, come back as they were sent: not without tags',
+    without: ({ profile }) => (profile.inner === 'ethernet' ? undefined : 'the profile has no frames inside'),
+    sends: make => [C_TAG, concat(S_TAG, C_TAG)].map(tags => make.plain(make.flow(), { tags, fate: 'either' })),
+    judge: innerUnchanged,
+  },
   ...eachFamily({
     name: 'inner-1500',
     section: 'RFC 8926 section 4.4.1, RFC 7348 section 4.3',

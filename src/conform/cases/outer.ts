@@ -3,16 +3,19 @@
 import * as ipv4 from '../../wire/ipv4.ts'
 import * as ipv6 from '../../wire/ipv6.ts'
 import * as udp from '../../wire/udp.ts'
-import { AWS_APPLIANCE, eachFamily, type PacketCase } from '../case.ts'
+import { AWS_APPLIANCE, eachFamily, OWN_PORT, type PacketCase } from '../case.ts'
 import { type Family, udpPacket } from '../inner.ts'
-import { innerEcnIs, outerEcnShowsInner } from '../judges.ts'
-import type { Fate, Maker } from '../probe.ts'
+import { innerEcnIs, innerWhole, outerEcnShowsInner } from '../judges.ts'
+import { type Fate, fragmentOf, type Maker, type Probe } from '../probe.ts'
 
 const NOT_ECT = 0
 const ECT1 = 1
 const ECT0 = 2
 const CE = 3
 const EF = 46
+
+/** Bytes of a UDP datagram that its first fragment has. */
+const CUT = 512
 
 /** Hops that a path has at most, of the 64 that a packet should start with. */
 const HOPS = 32
@@ -22,7 +25,18 @@ function ecn(make: Maker, family: Family, inner: number, outer: number, fate: Fa
   return make.probe(flow, udpPacket(flow, make.data(), { tos: inner }), { tos: outer, fate })
 }
 
-const OWN_PORT = 'the target is at an address of ours, so its port cannot be ours as well'
+/** A packet in two fragments, and one that looks like a whole packet and is the end of a datagram that never began. */
+function outerFragments(make: Maker): Probe[] {
+  const flow = make.flow()
+  const whole = make.probe(flow, udpPacket(flow, make.data(1000)), { fate: 'either' })
+  const alone = make.plain(make.flow(), { fate: 'nothing' })
+  const datagram = whole.packet.subarray(ipv4.HEADER)
+  return [
+    fragmentOf(whole, datagram.subarray(0, CUT), 0, true),
+    fragmentOf(whole, datagram.subarray(CUT), CUT, false),
+    fragmentOf(alone, alone.packet.subarray(ipv4.HEADER), CUT, false),
+  ]
+}
 
 export const OUTER_CASES: readonly PacketCase[] = [
   {
@@ -38,10 +52,14 @@ export const OUTER_CASES: readonly PacketCase[] = [
   {
     name: 'outer-ports-kept',
     section: AWS_APPLIANCE,
-    expected: 'the answer has both UDP ports as they were sent: only the addresses change places',
+    expected:
+      'each answer has both UDP ports as they were sent, whatever its flow had before: only the addresses change places',
     without: ({ profile, ownsPort }) =>
       profile.ports !== 'kept' ? 'the profile does not ask for it' : ownsPort ? undefined : OWN_PORT,
-    sends: make => [make.plain(), make.plain(make.flow(), { source: 1 })],
+    sends: make => {
+      const flow = make.flow()
+      return [make.plain(flow), make.plain(make.flow(), { source: 1 }), make.plain(flow, { source: 1 })]
+    },
     judge: ({ packet, port }, { sourcePort, destinationPort }) => {
       const source = sourcePortOf(packet)
       if (destinationPort === port && sourcePort === source) return undefined
@@ -54,7 +72,7 @@ export const OUTER_CASES: readonly PacketCase[] = [
     expected: 'answers come from the address that was asked',
     sends: make => [make.plain()],
     judge: ({ packet }, { source }) => {
-      const asked = packet.length > 0 && packet[0] >> 4 === 4 ? packet.subarray(16, 20) : packet.subarray(24, 40)
+      const asked = packet[0] >> 4 === 4 ? packet.subarray(16, 20) : packet.subarray(24, 40)
       return Buffer.compare(asked, source) === 0 ? undefined : 'it came from another address'
     },
   },
@@ -93,6 +111,16 @@ export const OUTER_CASES: readonly PacketCase[] = [
       return [make.probe(flow, udpPacket(flow, make.data(), { tos: EF << 2 }), { tos: EF << 2 })]
     },
     judge: (_, { tos }) => (tos >> 2 === EF ? undefined : `sent as ${EF}, the DSCP of the answer is ${tos >> 2}`),
+  },
+  {
+    name: 'outer-fragments',
+    section: 'RFC 791 section 3.2; RFC 7348 section 4.3, RFC 8926 section 4.4.1',
+    expected:
+      'fragments of the outer packet come back as the whole that they are or not at all; one alone is no packet',
+    without: ({ family }) =>
+      family === 4 ? undefined : 'over IPv4 only: no IPv6 router fragments (RFC 8200 section 5)',
+    sends: outerFragments,
+    judge: innerWhole,
   },
   ...eachFamily({
     name: 'ecn-outer',
