@@ -3,6 +3,7 @@
 import { isIP } from 'node:net'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { DetourError } from '../errors.ts'
+import { normalPath } from '../gateway/l7/http.ts'
 import { type Inventory, type Party, type Protocol, podName, readInventory } from '../gateway/policy/inventory.ts'
 import { type Answer, Policies, readPolicies } from '../gateway/policy/policies.ts'
 import { painter, printable, table } from './table.ts'
@@ -92,7 +93,7 @@ function explain(options: ExplainOptions): void {
   const [from, to] = [partyOf(options.from, inventory, '--from'), partyOf(options.to, inventory, '--to')]
   const asksHttp = [method, path, host].some(part => part !== undefined) || header.length > 0
   const request = asksHttp
-    ? { method: method ?? 'GET', path: path ?? '/', host: host ?? '', headers: header }
+    ? { method: method ?? 'GET', path: normalPath(path ?? '/'), host: host?.toLowerCase() ?? '', headers: header }
     : undefined
   const answer = policies.decide({ from, to, protocol: options.protocol, port: options.port, request })
   if (options.json) console.log(JSON.stringify(plain(answer), null, 2))

@@ -77,6 +77,9 @@ describe('detour policy', () => {
     const to = ['--from', '203.0.113.1', '--to', 'shop/web', '--port', '80']
     expect((await explain(...to)).stdout).toContain('depends on the request')
     expect(await explain(...to, '--path', '/public/1')).toMatchObject({ status: 0 })
+    // In the form that it has for a gateway.
+    expect(await explain(...to, '--path', '/a/../%70ublic/1')).toMatchObject({ status: 0 })
+    expect(await explain(...to, '--path', '/public/../1')).toMatchObject({ status: 1 })
     expect(await explain(...to, '--method', 'POST', '--path', '/public/1')).toMatchObject({ status: 1 })
   })
 

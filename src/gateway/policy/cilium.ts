@@ -1,22 +1,21 @@
 // CiliumNetworkPolicy (cilium.io/v2): what Detour can enforce of it. Everything else in such an object is an error.
 
 import { z } from 'zod'
-import { oneOf, section, such, text, yesNo } from '../../control/yaml.ts'
+import { oneOf, such, yesNo } from '../../control/yaml.ts'
 import { compileHttpRule } from './http.ts'
 import { type Labels, type Party, type Pod, podName } from './inventory.ts'
 import {
+  type Block,
   DIRECTIONS,
   type Direction,
   type HttpRule,
-  inBlock,
-  isBlock,
   isPortName,
   isPortNumber,
   type PodPolicy,
   type PolicyRule,
   type PortRule,
-  partyInBlock,
 } from './model.ts'
+import { block, blockWithout, fields } from './schema.ts'
 import { keysOf, type Selector, selector, selects } from './selector.ts'
 
 const NAMESPACE = 'io.kubernetes.pod.namespace'
@@ -30,23 +29,17 @@ type Entity = (typeof ENTITIES)[number]
 const list = <T extends z.ZodType>(of: T) => z.array(of, { error: 'allowed: a list' }).optional()
 const words = (what: string) =>
   z.array(z.string({ error: `allowed: ${what}` }), { error: 'allowed: a list' }).default([])
-const block = () => text('a CIDR block like 10.0.0.0/8 or fd00::/8', isBlock)
 
 const endpoints = selector.transform(unprefixed).refine(one => keysOf(one).every(key => !key.startsWith('reserved:')), {
   error: 'allowed: labels of pods; for reserved ones use entities',
 })
 
-const cidrSet = section({ cidr: block(), except: z.array(block(), { error: 'allowed: a list' }).default([]) }).refine(
-  ({ cidr, except }) => except.every(each => inBlock(each.split('/')[0], cidr)),
-  { path: ['except'], error: 'allowed: blocks within cidr' },
-)
-
-const http = section({
+const http = fields({
   method: z.string().optional(),
   path: z.string().optional(),
   host: z.string().optional(),
   headers: words('Name: value'),
-  headerMatches: z.array(section({ name: z.string(), value: z.string() }), { error: 'allowed: a list' }).default([]),
+  headerMatches: z.array(fields({ name: z.string(), value: z.string() }), { error: 'allowed: a list' }).default([]),
 }).transform((rule, context): HttpRule => {
   try {
     return compileHttpRule(rule)
@@ -56,71 +49,85 @@ const http = section({
   }
 })
 
-const port = section({
+const port = fields({
   port: such<number | string>(
     'a port from 0 to 65535, or the name of a container port',
-    value => value === '0' || value === 0 || isPortNumber(Number(value)) || isPortName(value),
-  ),
+    value => isPortNumber(numberOf(value)) || numberOf(value) === 0 || isPortName(value),
+  ).transform(value => numberOf(value) ?? value),
   protocol: oneOf(['TCP', 'UDP', 'SCTP', 'ANY']).default('ANY'),
-  endPort: such<number>('a port that is not below port', isPortNumber).optional(),
-}).transform(({ port, protocol, endPort }): PortRule => {
-  const number = Number(port)
-  return {
-    protocol: protocol === 'ANY' ? undefined : protocol,
-    // 0 stands for every port.
-    port: number === 0 ? undefined : Number.isNaN(number) ? port : number,
-    endPort,
-  }
+  endPort: such<number>('a port', isPortNumber).optional(),
 })
+  .refine(({ port, endPort }) => endPort === undefined || typeof port === 'string' || endPort >= port, {
+    path: ['endPort'],
+    error: 'allowed: a port that is not below port',
+  })
+  .transform(
+    ({ port, protocol, endPort }): PortRule => ({
+      protocol: protocol === 'ANY' ? undefined : protocol,
+      // 0 stands for every port.
+      port: port === 0 ? undefined : port,
+      endPort,
+    }),
+  )
 
-const portsOf = <Shape extends z.ZodRawShape>(more: Shape) =>
-  z
-    .array(section({ ports: z.array(port, { error: 'allowed: a list' }).default([]), ...more }), {
-      error: 'allowed: a list',
-    })
-    .optional()
+// NB: 0x50 and 1e2 are names.
+const numberOf = (port: unknown) => (typeof port !== 'object' && /^\d{1,5}$/.test(`${port}`) ? Number(port) : undefined)
 
-const denied = portsOf({})
-const allowed = portsOf({ rules: section({ http: list(http) }).optional() })
+const ports = z.array(port, { error: 'allowed: a list' }).default([])
+
+const denied = list(fields({ ports }))
+const allowed = list(
+  fields({ ports, rules: fields({ http: list(http) }).optional() }).refine(
+    ({ ports, rules }) => rules?.http === undefined || ports.every(mayLimit),
+    { path: ['rules'], error: 'allowed beside ports of TCP other than 0' },
+  ),
+)
+
+/** Whether there may be rules about a port's requests (PortRule.sanitize in Cilium's pkg/policy/api). */
+function mayLimit({ protocol = 'TCP', port }: PortRule): boolean {
+  return protocol === 'TCP' && port !== undefined
+}
 
 const from = {
   fromEndpoints: list(endpoints),
-  fromCIDR: list(block()),
-  fromCIDRSet: list(cidrSet),
+  fromCIDR: list(block),
+  fromCIDRSet: list(blockWithout),
   fromEntities: list(oneOf(ENTITIES)),
 }
 const to = {
   toEndpoints: list(endpoints),
-  toCIDR: list(block()),
-  toCIDRSet: list(cidrSet),
+  toCIDR: list(block),
+  toCIDRSet: list(blockWithout),
   toEntities: list(oneOf(ENTITIES)),
 }
 
 /** A rule says in one way who is meant, at most (Cilium refuses the same). */
 function rule<Shape extends z.ZodRawShape>(who: object, shape: Shape) {
   const ways = Object.keys(who)
-  return section(shape).refine(given => ways.filter(way => Object.hasOwn(given as object, way)).length <= 1, {
+  return fields(shape).refine(given => ways.filter(way => Object.hasOwn(given as object, way)).length <= 1, {
     error: `allowed: one of ${ways.join(', ')}`,
   })
 }
 
-const spec = section({
+const spec = fields({
   description: z.string().optional(),
   endpointSelector: endpoints,
   ingress: list(rule(from, { ...from, toPorts: allowed })),
   ingressDeny: list(rule(from, { ...from, toPorts: denied })),
   egress: list(rule(to, { ...to, toPorts: allowed })),
   egressDeny: list(rule(to, { ...to, toPorts: denied })),
-  enableDefaultDeny: section({ ingress: yesNo().optional(), egress: yesNo().optional() }).prefault({}),
+  enableDefaultDeny: fields({ ingress: yesNo().optional(), egress: yesNo().optional() }).prefault({}),
 })
 
 /** The schema of the whole object. */
-export const ciliumNetworkPolicy = section({
+export const ciliumNetworkPolicy = fields({
   apiVersion: z.literal('cilium.io/v2', { error: 'allowed: cilium.io/v2' }),
   kind: z.literal('CiliumNetworkPolicy'),
   metadata: z.looseObject({ name: z.string(), namespace: z.string().default('default') }),
   spec: spec.optional(),
   specs: z.array(spec, { error: 'allowed: a list' }).optional(),
+  // What a cluster has to say of it.
+  status: z.unknown().optional(),
 }).refine(({ spec, specs }) => (spec === undefined) !== (specs === undefined), {
   error: 'allowed: either spec or specs',
 })
@@ -130,8 +137,7 @@ type Manifest = z.output<typeof ciliumNetworkPolicy>
 /** One rule, whichever direction and sign. */
 interface Entry {
   endpoints?: Selector[]
-  cidr?: string[]
-  cidrSet?: z.output<typeof cidrSet>[]
+  blocks?: Block[]
   entities?: Entity[]
   toPorts?: { ports: PortRule[]; rules?: { http?: HttpRule[] } }[]
 }
@@ -161,6 +167,8 @@ export function fromCiliumNetworkPolicy({ metadata, spec, specs }: Manifest, whe
       where,
       selects: pod => pod.namespace === namespace && selects(one.endpointSelector, labelsOf(pod)),
       isolates: { ingress: isolates('ingress'), egress: isolates('egress') },
+      // A node reaches its pods (allow-localhost), but they do not reach it.
+      sparesNode: { ingress: true, egress: false },
       rules,
     }
   })
@@ -170,39 +178,36 @@ type Ingress = NonNullable<z.output<typeof spec>['ingress']>[number]
 type Egress = NonNullable<z.output<typeof spec>['egress']>[number]
 
 const ingressEntry = (rule: Ingress): Entry => ({
-  ...{ endpoints: rule.fromEndpoints, cidr: rule.fromCIDR, cidrSet: rule.fromCIDRSet, entities: rule.fromEntities },
+  ...{ endpoints: rule.fromEndpoints, blocks: rule.fromCIDR ?? rule.fromCIDRSet, entities: rule.fromEntities },
   toPorts: rule.toPorts,
 })
 
 const egressEntry = (rule: Egress): Entry => ({
-  ...{ endpoints: rule.toEndpoints, cidr: rule.toCIDR, cidrSet: rule.toCIDRSet, entities: rule.toEntities },
+  ...{ endpoints: rule.toEndpoints, blocks: rule.toCIDR ?? rule.toCIDRSet, entities: rule.toEntities },
   toPorts: rule.toPorts,
 })
 
 /** The rules that an entry stands for, one for each entry of toPorts: each has its own requests. */
 function ruleOf(entry: Entry, namespace: string, direction: Direction, deny: boolean, name: string): PolicyRule[] {
-  const { endpoints, cidr, cidrSet, entities, toPorts } = entry
-  const nobodyNamed = [endpoints, cidr, cidrSet, entities].every(list => list === undefined)
+  const { endpoints, blocks, entities, toPorts = [] } = entry
+  const nobodyNamed = [endpoints, blocks, entities].every(list => list === undefined)
   // An empty rule allows nothing: it is how a policy says no more than "default deny".
-  if (nobodyNamed && toPorts === undefined) return []
+  if (nobodyNamed && toPorts.length === 0) return []
   const peer = (party: Party, pod: Pod) =>
     nobodyNamed ||
     (endpoints ?? []).some(one => isEndpoint(one, party, namespace)) ||
-    // Blocks are for who has no identity in the cluster.
-    (party.pod === undefined &&
-      ((cidr ?? []).some(one => partyInBlock(party, one)) ||
-        (cidrSet ?? []).some(
-          one => partyInBlock(party, one.cidr) && !one.except.some(except => partyInBlock(party, except)),
-        ))) ||
+    // Blocks are for who has no identity in the cluster, which nodes have (policy-cidr-match-mode).
+    (party.pod === undefined && !party.isHost && (blocks ?? []).some(one => one(party.bytes))) ||
     (entities ?? []).some(one => isEntity(one, party, pod))
-  const parts = toPorts ?? [undefined]
-  return parts.map((part, i) => ({
-    name: parts.length === 1 ? name : `${name}.toPorts[${i}]`,
+  if (toPorts.length === 0) return [{ name, direction, deny, peer, ports: undefined, http: undefined }]
+  return toPorts.map(({ ports, rules }, i) => ({
+    name: toPorts.length === 1 ? name : `${name}.toPorts[${i}]`,
     direction,
     deny,
     peer,
-    ports: part === undefined || part.ports.length === 0 ? undefined : part.ports,
-    http: part?.rules?.http,
+    // Requests are TCP's: a port of any protocol is not open to others for their sake.
+    ports: rules?.http?.length ? ports.map(port => ({ ...port, protocol: 'TCP' as const })) : ports,
+    http: rules?.http,
   }))
 }
 
@@ -235,15 +240,21 @@ function isEntity(entity: Entity, party: Party, pod: Pod): boolean {
   }
 }
 
-/** A pod's labels as Cilium's selectors know them. */
+const KNOWN = new WeakMap<Pod, Labels>()
+
+/** A pod's labels as Cilium's selectors know them, put together once. */
 function labelsOf(pod: Pod): Labels {
+  const known = KNOWN.get(pod)
+  if (known !== undefined) return known
   const ofNamespace = Object.entries(pod.namespaceLabels).map(([key, value]) => [`${NAMESPACE_LABEL}${key}`, value])
-  return {
+  const labels = {
     ...pod.labels,
     ...Object.fromEntries(ofNamespace),
     [NAMESPACE]: pod.namespace,
     [SERVICE_ACCOUNT]: pod.serviceAccount,
   }
+  KNOWN.set(pod, labels)
+  return labels
 }
 
 /** Without the sources `k8s:` and `any:`, which do not tell labels apart here. */

@@ -26,11 +26,11 @@ export function compileHttpRule(rule: WrittenHttpRule): HttpRule {
       method(request.method) &&
       path(request.path) &&
       host(request.host) &&
-      wanted.every(({ name, value }) =>
-        request.headers.some(
-          ([n, v]) => n.toLowerCase() === name.toLowerCase() && (value === undefined || v === value),
-        ),
-      ),
+      wanted.every(({ name, value }) => {
+        const found = request.headers.filter(([one]) => one.toLowerCase() === name.toLowerCase())
+        // Envoy compares with all of one name together, so that a second one does not pass beside the first.
+        return found.length > 0 && (value === undefined || found.map(([, one]) => one).join(',') === value)
+      }),
   }
 }
 
@@ -39,6 +39,11 @@ const END = 0
 
 function whole(source: string | undefined, field: string): (text: string) => boolean {
   if (source === undefined || source === '') return () => true
+  if (/\[\^?\]|\[[:.=]/.test(source.replaceAll(/\\./gs, '')))
+    throw new DetourError(
+      'bad-config',
+      `${field} ${JSON.stringify(source)}: classes such as [:alpha:] and [] are not supported`,
+    )
   let automaton: Automaton
   try {
     automaton = compilePattern({ regex: `^(?:${source.replace(/^\^/, '').replace(/(?<!\\)\$$/, '')})\\x00`, flags: '' })

@@ -29,8 +29,10 @@ export interface Pod {
 /** `default/web`. */
 export const podName = ({ namespace, name }: Pick<Pod, 'namespace' | 'name'>) => `${namespace}/${name}`
 
-/** One end of a flow: a pod, or an address that belongs to none, maybe to a node. */
-export type Party = { pod: Pod } | { address: string; isHost: boolean; pod?: undefined }
+/** One end of a flow: a pod, or an address that belongs to none, maybe to a node; and that address, where it is known. */
+export type Party =
+  | { pod: Pod; bytes?: readonly number[] }
+  | { address: string; bytes: readonly number[]; isHost: boolean; pod?: undefined }
 
 const labels = z.record(z.string(), z.string()).default({})
 const metadata = z.looseObject({ name: z.string(), namespace: z.string().optional(), labels })
@@ -82,9 +84,10 @@ export class Inventory {
   private readonly byName = new Map<string, Pod>()
   private readonly hosts = new Set<string>()
 
-  /** Throws DetourError when two pods have one name or address. */
-  constructor(pods: readonly Pod[], where = 'inventory') {
+  /** `hosts` are addresses of nodes beside those that the pods tell. Throws DetourError when two pods have one name or address. */
+  constructor(pods: readonly Pod[], where = 'inventory', hosts: readonly string[] = []) {
     this.pods = pods
+    for (const each of hosts) this.hosts.add(each)
     for (const pod of pods) {
       if (this.byName.has(podName(pod))) throw new DetourError('bad-config', `${where}: pod ${podName(pod)} twice`)
       this.byName.set(podName(pod), pod)
@@ -104,9 +107,10 @@ export class Inventory {
 
   /** Whose address it is. */
   party(address: string): Party {
-    const normal = normalAddress(address)
+    const parsed = ipaddr.process(address)
+    const [normal, bytes] = [parsed.toString(), parsed.toByteArray()]
     const pod = this.byAddress.get(normal)
-    return pod === undefined ? { address: normal, isHost: this.hosts.has(normal) } : { pod }
+    return pod === undefined ? { address: normal, bytes, isHost: this.hosts.has(normal) } : { pod, bytes }
   }
 }
 
@@ -149,6 +153,8 @@ export function inventoryOf(documents: readonly { value: unknown; where: string 
       }
     }),
     documents[0]?.where,
+    // Where only pods of the host's network run, there is a node all the same.
+    pods.flatMap(({ status }) => addresses(status.hostIPs, status.hostIP)),
   )
 }
 

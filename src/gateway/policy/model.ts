@@ -55,26 +55,36 @@ export interface PodPolicy {
   selects(pod: Pod): boolean
   /** Directions in which a selected pod may do no more than rules allow. */
   isolates: Readonly<Record<Direction, boolean>>
+  /** Of those the ones in which the pod's own node is allowed all the same. */
+  sparesNode: Readonly<Record<Direction, boolean>>
   rules: readonly PolicyRule[]
 }
 
-/** Whether an address lies in a CIDR block, whichever family. */
-export function inBlock(address: string, block: string): boolean {
-  const parsed = ipaddr.process(address)
-  const [base, bits] = ipaddr.parseCIDR(block)
-  return parsed.kind() === base.kind() && parsed.match(base as ipaddr.IPv4 & ipaddr.IPv6, bits)
+/** A CIDR block: whether it has an address, which is 4 or 16 bytes. */
+export type Block = (address: readonly number[]) => boolean
+
+/** Makes a CIDR block ready: a flow may be compared with thousands of them. Throws where it is none. */
+export function blockOf(text: string): Block {
+  const [base, bits] = ipaddr.parseCIDR(text)
+  const bytes = base.toByteArray()
+  const whole = bits >> 3
+  const mask = 0xff00 >> (bits & 7)
+  return address => {
+    if (address.length !== bytes.length) return false
+    for (let i = 0; i < whole; i++) if (address[i] !== bytes[i]) return false
+    return ((address[whole] ^ bytes[whole]) & mask & 0xff) === 0
+  }
 }
 
-/** Whether this is a CIDR block. */
-export function isBlock(value: unknown): value is string {
-  return typeof value === 'string' && /\/\d{1,3}$/.test(value) && ipaddr.isValidCIDR(value)
+/** An address in its normal form as bytes. */
+export function bytesOf(address: string): number[] {
+  return ipaddr.parse(address).toByteArray()
 }
 
-/** Whether one end has an address in the block. */
-export function partyInBlock(party: Party, block: string): boolean {
-  return party.pod === undefined
-    ? inBlock(party.address, block)
-    : party.pod.addresses.some(address => inBlock(address, block))
+/** Whether one end has an address in the block: the flow's, or any where that is not known. */
+export function partyInBlock({ pod, bytes }: Party, block: Block): boolean {
+  if (bytes !== undefined) return block(bytes)
+  return pod?.addresses.some(address => block(bytesOf(address))) === true
 }
 
 /** Whether a rule's ports cover a port of the destination. */

@@ -1,29 +1,23 @@
 // Kubernetes NetworkPolicy (networking.k8s.io/v1), whole.
 
 import { z } from 'zod'
-import { integer, oneOf, section, such, text } from '../../control/yaml.ts'
+import { integer, oneOf, such } from '../../control/yaml.ts'
 import type { Party } from './inventory.ts'
-import { DIRECTIONS, inBlock, isBlock, isPortName, isPortNumber, type PodPolicy, partyInBlock } from './model.ts'
+import { DIRECTIONS, isPortName, isPortNumber, type PodPolicy, partyInBlock } from './model.ts'
+import { blockWithout, fields } from './schema.ts'
 import { type Selector, selector, selects } from './selector.ts'
 
-const block = () => text('a CIDR block like 10.0.0.0/8 or fd00::/8', isBlock)
-
-const ipBlock = section({ cidr: block(), except: z.array(block(), { error: 'allowed: a list' }).default([]) }).refine(
-  ({ cidr, except }) => except.every(each => inBlock(each.split('/')[0], cidr)),
-  { path: ['except'], error: 'allowed: blocks within cidr' },
-)
-
-const peer = section({
+const peer = fields({
   podSelector: selector.optional(),
   namespaceSelector: selector.optional(),
-  ipBlock: ipBlock.optional(),
+  ipBlock: blockWithout.optional(),
 }).refine(
   ({ podSelector, namespaceSelector, ipBlock }) =>
     (ipBlock === undefined) === (podSelector !== undefined || namespaceSelector !== undefined),
   { error: 'allowed: either ipBlock, or podSelector and namespaceSelector, or one of these' },
 )
 
-const port = section({
+const port = fields({
   protocol: oneOf(['TCP', 'UDP', 'SCTP']).default('TCP'),
   port: such<number | string>(
     'a port from 1 to 65535, or the name of a container port',
@@ -37,20 +31,22 @@ const port = section({
 
 const list = <T extends z.ZodType>(of: T) => z.array(of, { error: 'allowed: a list' }).default([])
 
-const ingress = section({ from: list(peer), ports: list(port) })
-const egress = section({ to: list(peer), ports: list(port) })
+const ingress = fields({ from: list(peer), ports: list(port) })
+const egress = fields({ to: list(peer), ports: list(port) })
 
 /** The schema of the whole object. */
-export const networkPolicy = section({
+export const networkPolicy = fields({
   apiVersion: z.literal('networking.k8s.io/v1', { error: 'allowed: networking.k8s.io/v1' }),
   kind: z.literal('NetworkPolicy'),
   metadata: z.looseObject({ name: z.string(), namespace: z.string().default('default') }),
-  spec: section({
+  spec: fields({
     podSelector: selector.prefault({}),
-    policyTypes: z.array(oneOf(['Ingress', 'Egress']), { error: 'allowed: a list of Ingress, Egress' }).optional(),
-    ingress: z.array(ingress, { error: 'allowed: a list' }).optional(),
-    egress: z.array(egress, { error: 'allowed: a list' }).optional(),
+    policyTypes: z.array(oneOf(['Ingress', 'Egress']), { error: 'allowed: a list of Ingress, Egress' }).default([]),
+    ingress: list(ingress),
+    egress: list(egress),
   }),
+  // What a cluster has to say of it.
+  status: z.unknown().optional(),
 })
 
 type Manifest = z.output<typeof networkPolicy>
@@ -60,15 +56,16 @@ type Peer = z.output<typeof peer>
 export function fromNetworkPolicy({ metadata, spec }: Manifest, where: string): PodPolicy {
   const { namespace } = metadata
   const name = `NetworkPolicy ${namespace}/${metadata.name}`
-  // Egress is restricted by default only where egress rules stand (NetworkPolicySpec.policyTypes).
-  const types = spec.policyTypes ?? (spec.egress === undefined ? ['Ingress'] : ['Ingress', 'Egress'])
+  // An empty list is none, of either (SetDefaults_NetworkPolicy in Kubernetes' pkg/apis/networking/v1).
+  const usual = spec.egress.length === 0 ? ['Ingress'] : ['Ingress', 'Egress']
+  const types = spec.policyTypes.length === 0 ? usual : spec.policyTypes
   const isolates = { ingress: types.includes('Ingress'), egress: types.includes('Egress') }
   const rules = DIRECTIONS.filter(direction => isolates[direction]).flatMap(direction => {
     const entries =
       direction === 'ingress'
-        ? spec.ingress?.map(({ from, ports }) => ({ peers: from, ports }))
-        : spec.egress?.map(({ to, ports }) => ({ peers: to, ports }))
-    return (entries ?? []).map(({ peers, ports }, i) => ({
+        ? spec.ingress.map(({ from, ports }) => ({ peers: from, ports }))
+        : spec.egress.map(({ to, ports }) => ({ peers: to, ports }))
+    return entries.map(({ peers, ports }, i) => ({
       name: `${name} (${where}): ${direction}[${i}]`,
       direction,
       deny: false,
@@ -82,13 +79,14 @@ export function fromNetworkPolicy({ metadata, spec }: Manifest, where: string): 
     where,
     selects: pod => pod.namespace === namespace && selects(spec.podSelector, pod.labels),
     isolates,
+    // "Traffic to and from the node where a Pod is running is always allowed" (Kubernetes, Network Policies).
+    sparesNode: { ingress: true, egress: true },
     rules,
   }
 }
 
 function isPeer({ podSelector, namespaceSelector, ipBlock }: Peer, party: Party, namespace: string): boolean {
-  if (ipBlock !== undefined)
-    return partyInBlock(party, ipBlock.cidr) && !ipBlock.except.some(each => partyInBlock(party, each))
+  if (ipBlock !== undefined) return partyInBlock(party, ipBlock)
   const { pod } = party
   if (pod === undefined) return false
   const inNamespace =

@@ -125,14 +125,14 @@ export class Policies {
   private half(direction: Direction, near: Party, far: Party, question: FlowQuestion): HalfAnswer {
     const { pod } = near
     if (pod === undefined) return allow('not a pod of the inventory')
-    // "Traffic to and from the node where a Pod is running is always allowed" (Kubernetes, Network Policies).
-    if (far.pod === undefined && pod.hostAddresses.includes(far.address)) return allow('its own node is always allowed')
-    const { isolated, byPort, anyPort, policies } = this.of(pod)[direction]
+    const { isolated, sparesNode, byPort, anyPort, policies } = this.of(pod)[direction]
     const candidates = [...(byPort.get(question.port) ?? []), ...anyPort]
     const matching = candidates.filter(rule => covers(rule, far, pod, question))
     const denying = matching.find(rule => rule.deny)
     if (denying !== undefined) return { verdict: 'deny', reason: denying.name, rule: denying.name, http: [] }
     if (!isolated) return allow(policies === 0 ? 'no policy selects it' : `no policy restricts its ${direction}`)
+    if (sparesNode && far.pod === undefined && pod.hostAddresses.includes(far.address))
+      return allow('its own node is always allowed')
     const allowing = matching.filter(rule => !rule.deny)
     const whole = allowing.find(rule => rule.http === undefined || rule.http.length === 0)
     if (whole !== undefined) return { ...allow(whole.name), rule: whole.name }
@@ -157,6 +157,7 @@ export class Policies {
       }
       return {
         isolated: selecting.some(policy => policy.isolates[direction]),
+        sparesNode: selecting.some(policy => policy.isolates[direction] && policy.sparesNode[direction]),
         byPort,
         anyPort: rules.filter(rule => singlePorts(rule) === undefined),
         policies: selecting.length,
@@ -171,6 +172,7 @@ export class Policies {
 /** What applies to a pod in one direction: rules that name ports by number, and those that may be about any. */
 interface Side {
   isolated: boolean
+  sparesNode: boolean
   byPort: Map<number, PolicyRule[]>
   anyPort: PolicyRule[]
   policies: number

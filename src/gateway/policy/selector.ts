@@ -1,12 +1,13 @@
 // Label selectors (k8s.io/apimachinery meta/v1 LabelSelector).
 
 import { z } from 'zod'
-import { section } from '../../control/yaml.ts'
+import { such } from '../../control/yaml.ts'
 import type { Labels } from './inventory.ts'
+import { fields } from './schema.ts'
 
 const OPERATORS = ['In', 'NotIn', 'Exists', 'DoesNotExist'] as const
 
-const expression = section({
+const expression = fields({
   key: z.string({ error: 'allowed: a label key' }),
   operator: z.enum(OPERATORS, { error: `allowed: ${OPERATORS.join(', ')}` }),
   values: z.array(z.string(), { error: 'allowed: a list of label values' }).default([]),
@@ -16,14 +17,18 @@ const expression = section({
 })
 
 /** The schema of a selector. */
-export const selector = section({
-  matchLabels: z
-    .record(z.string(), z.string({ error: 'allowed: text' }), { error: 'allowed: a mapping of labels' })
-    .default({}),
+export const selector = fields({
+  matchLabels: such<Labels>('a mapping of labels to text', isLabels).default({}),
   matchExpressions: z.array(expression, { error: 'allowed: a list of expressions' }).default([]),
 })
 
 export type Selector = z.output<typeof selector>
+
+// NB: zod's own mappings leave __proto__ out.
+function isLabels(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false
+  return Object.values(value).every(one => typeof one === 'string')
+}
 
 /** Whether the labels are ones that the selector selects; an empty selector selects all. */
 export function selects({ matchLabels, matchExpressions }: Selector, labels: Labels): boolean {

@@ -149,6 +149,40 @@ describe('CiliumNetworkPolicy', () => {
       denied: ['default/backend > default/other:91', 'default/backend > 203.0.113.1:8080'],
     },
     {
+      name: 'blocks, which nodes do not belong to either',
+      spec: { ...backend, ingress: [{ fromCIDR: ['0.0.0.0/0'] }], egress: [{ toCIDR: ['192.0.2.0/24'] }] },
+      allowed: ['203.0.113.1 > default/backend', '192.0.2.1 > default/backend', 'default/backend > 192.0.2.9'],
+      denied: ['192.0.2.2 > default/backend', 'default/backend > 192.0.2.2'],
+    },
+    {
+      name: 'its own node reaches a pod, which does not reach it',
+      spec: { ...backend, ingress: [{}], egress: [{}] },
+      allowed: ['192.0.2.1 > default/backend'],
+      denied: ['default/backend > 192.0.2.1', '192.0.2.2 > default/backend'],
+    },
+    {
+      name: 'its own node does not reach a pod that denies it',
+      spec: { ...backend, ingressDeny: [{ fromEntities: ['host'] }], egress: [{ toEntities: ['host'] }] },
+      allowed: ['default/backend > 192.0.2.1'],
+      denied: ['192.0.2.1 > default/backend'],
+    },
+    {
+      name: 'no entry of toPorts is all ports, and an entry without ports none',
+      spec: {
+        ...backend,
+        ingress: [{ fromEntities: ['world'], toPorts: [] }],
+        egress: [{ toEntities: ['world'], toPorts: [{ ports: [] }] }],
+      },
+      allowed: ['203.0.113.1 > default/backend'],
+      denied: ['default/backend > 203.0.113.1'],
+    },
+    {
+      name: 'names of ports that look like numbers',
+      spec: { ...backend, ingress: [{ toPorts: [{ ports: [{ port: '1e2' }, { port: '0x50' }] }] }] },
+      allowed: [],
+      denied: ['203.0.113.1 > default/backend:100', '203.0.113.1 > default/backend:80'],
+    },
+    {
       name: 'deny wins, whatever else allows',
       spec: {
         ...backend,
@@ -204,7 +238,16 @@ describe('CiliumNetworkPolicy', () => {
     expect(ask('POST', '/path2', 'h', [['x-my-header', 'false']])).toBe('deny')
     expect(ask('DELETE', '/v2/a', 'api.example.com')).toBe('allow')
     expect(ask('DELETE', '/v2/a', 'apixexample.com')).toBe('deny')
+    // As Envoy has it: of two headers of one name, neither hides the other.
+    const twice: [string, string][] = [
+      ['X-My-Header', 'true'],
+      ['x-my-header', 'false'],
+    ]
+    expect(ask('POST', '/path2', 'h', twice)).toBe('deny')
     expect(decide(policies, 'default/frontend', 'default/backend', 81)).toBe('deny')
+    // Where requests are limited, other protocols of the port are not open.
+    const ends = { from: party('default/frontend'), to: party('default/backend') }
+    expect(policies.decide({ ...ends, protocol: 'UDP', port: 80 }).verdict).toBe('deny')
   })
 
   it('needs no request where another rule allows the port whole', () => {
@@ -229,6 +272,29 @@ describe('CiliumNetworkPolicy', () => {
       'requests of a deny rule',
       { ...backend, ingressDeny: [{ toPorts: [{ ports: [{ port: '80' }], rules: {} }] }] },
       /unknown key "rules"/,
+    ],
+    [
+      'requests of UDP',
+      { ...backend, ingress: [{ toPorts: [{ ports: [{ port: '80', protocol: 'UDP' }], rules: { http: [{}] } }] }] },
+      /rules: .*beside ports of TCP/,
+    ],
+    [
+      'requests of every port',
+      { ...backend, ingress: [{ toPorts: [{ ports: [{ port: '0', protocol: 'TCP' }], rules: { http: [{}] } }] }] },
+      /rules: .*other than 0/,
+    ],
+    [
+      'classes of characters that read otherwise here',
+      {
+        ...backend,
+        ingress: [{ toPorts: [{ ports: [{ port: '80' }], rules: { http: [{ path: '/[[:alpha:]]+' }] } }] }],
+      },
+      /path "\/\[\[:alpha:\]\]\+".*\[:alpha:\]/,
+    ],
+    [
+      'endPort below port',
+      { ...backend, ingress: [{ toPorts: [{ ports: [{ port: '80', endPort: 79 }] }] }] },
+      /endPort: 79/,
     ],
     [
       'entities that no inventory tells',

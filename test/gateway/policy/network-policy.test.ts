@@ -5,7 +5,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Inventory, readInventory } from '../../../src/gateway/policy/inventory.ts'
+import { type Inventory, inventoryOf, readInventory } from '../../../src/gateway/policy/inventory.ts'
+import { blockOf, bytesOf } from '../../../src/gateway/policy/model.ts'
 import { Policies, readPolicies } from '../../../src/gateway/policy/policies.ts'
 
 const PODS = ['x', 'y', 'z'].flatMap(ns => ['a', 'b', 'c'].map(pod => `${ns}/${pod}`))
@@ -236,6 +237,40 @@ const SCENARIOS: Scenario[] = [
     denied: TCP80(['*', 'x/a']),
   },
   {
+    name: 'an empty list of policyTypes is none, and one of egress rules too (SetDefaults_NetworkPolicy)',
+    specs: [{ ...labelled('a'), policyTypes: [], ingress: [], egress: [] }],
+    denied: TCP80(['*', 'x/a']),
+  },
+  {
+    name: 'what is null is left out',
+    specs: [
+      {
+        podSelector: { matchLabels: null },
+        policyTypes: null,
+        ingress: [{ from: [{ podSelector: {}, namespaceSelector: null, ipBlock: null }], ports: null }],
+        egress: null,
+      },
+    ],
+    denied: TCP80(['y/* z/*', 'x/*']),
+  },
+  {
+    name: 'a label that is not one of some, which who has none is not either',
+    specs: [
+      {
+        ...labelled('a'),
+        ingress: [
+          { from: [{ podSelector: { matchExpressions: [{ key: 'no', operator: 'NotIn', values: ['x'] }] } }] },
+          {
+            from: [
+              { podSelector: { matchExpressions: [{ key: 'no', operator: 'In', values: ['x'] }] }, ...notIn('x') },
+            ],
+          },
+        ],
+      },
+    ],
+    denied: TCP80(['y/* z/*', 'x/a']),
+  },
+  {
     name: 'a label that is absent',
     specs: [
       {
@@ -313,7 +348,42 @@ describe('NetworkPolicy', () => {
     expect(verdict('203.0.113.5')).toBe('deny')
     expect(verdict('192.0.2.1')).toBe('allow')
     // An address of a pod is that pod, in either family.
-    expect(inventory.party('FD00:0::2')).toEqual({ pod: inventory.pod('x/b') })
+    expect(inventory.party('FD00:0::2').pod).toBe(inventory.pod('x/b'))
+  })
+
+  it('compares blocks with the address that a pod uses, not with its other one', () => {
+    const policies = read([manifest({ ...labelled('a'), ingress: [{ from: [{ ipBlock: { cidr: '10.0.0.0/8' } }] }] })])
+    const verdict = (from: string, to: string) => {
+      const ends = { from: inventory.party(from), to: inventory.party(to) }
+      return policies.decide({ ...ends, protocol: 'TCP', port: 80 }).verdict
+    }
+    expect(verdict('10.0.0.2', '10.0.0.1')).toBe('allow')
+    expect(verdict('fd00::2', 'fd00::1')).toBe('deny')
+  })
+
+  it.each([
+    ['10.128.0.0/9', ['10.128.0.1', '10.255.255.255'], ['10.127.255.255', '11.0.0.0', '::a80:1']],
+    ['0.0.0.0/0', ['1.2.3.4'], ['::1']],
+    ['192.0.2.7/32', ['192.0.2.7'], ['192.0.2.6']],
+    ['2001:db8:ff00::/39', ['2001:db8:ffff::1'], ['2001:db8:fd00::1', '32.1.13.184']],
+    ['::/0', ['::1', 'ffff::'], ['0.0.0.0']],
+    ['2001:db8::1/128', ['2001:db8::1'], ['2001:db8::']],
+  ])('knows what lies in %s', (text, inside, outside) => {
+    const block = blockOf(text)
+    expect(inside.filter(one => !block(bytesOf(one)))).toEqual([])
+    expect(outside.filter(one => block(bytesOf(one)))).toEqual([])
+  })
+
+  it('takes what a cluster says of a policy, and of pods of its nodes', () => {
+    expect(read([{ ...manifest({ podSelector: {} }), status: { conditions: [] } }]).all).toHaveLength(1)
+    const spec = { hostNetwork: true }
+    const apiServer = {
+      kind: 'Pod',
+      metadata: { name: 'api' },
+      spec,
+      status: { podIP: '192.0.2.9', hostIP: '192.0.2.9' },
+    }
+    expect(inventoryOf([{ value: apiServer, where: 'i' }]).party('192.0.2.9')).toMatchObject({ isHost: true })
   })
 
   it('says by which rule', () => {
@@ -351,6 +421,21 @@ describe('NetworkPolicy', () => {
       { podSelector: {}, ingress: [{ from: [{ ipBlock: { cidr: '10.0.0.0/8', except: ['11.0.0.0/24'] } }] }] },
       /except/,
     ],
+    [
+      'an exception that is all of its block',
+      { podSelector: {}, ingress: [{ from: [{ ipBlock: { cidr: '10.0.0.0/8', except: ['10.0.0.0/8'] } }] }] },
+      /except/,
+    ],
+    [
+      'a block that could be read in two ways',
+      { podSelector: {}, ingress: [{ from: [{ ipBlock: { cidr: '010.0.0.0/8' } }] }] },
+      /cidr: "010.0.0.0\/8"/,
+    ],
+    [
+      'a label without a value',
+      { podSelector: { matchLabels: { app: null } } },
+      /matchLabels: \{ app: null \} is not allowed/,
+    ],
     ['endPort below port', { podSelector: {}, ingress: [{ ports: [{ port: 80, endPort: 79 }] }] }, /endPort/],
     ['endPort beside a name', { podSelector: {}, ingress: [{ ports: [{ port: 'web', endPort: 90 }] }] }, /endPort/],
     [
@@ -373,6 +458,12 @@ describe('NetworkPolicy', () => {
     }
     expect(message).toMatch(/policies\.yaml, document 2/)
     expect(message).toMatch(said)
+  })
+
+  it('leaves no label out, whatever its name', () => {
+    const podSelector = { matchLabels: JSON.parse('{ "__proto__": "x" }') }
+    const [policy] = read([manifest({ podSelector })]).all
+    expect(policy.selects(inventory.pod('x/a')!)).toBe(false)
   })
 
   it('refuses other kinds, and a YAML bomb', () => {
