@@ -128,7 +128,10 @@ function thompson(root: Node): { steps: Step[]; first: number } {
     if (steps.length >= LIMIT_NODES) throw new DetourError('bad-config', `it needs more than ${LIMIT_NODES} steps`)
     return steps.push({ set, to, or }) - 1
   }
+  let work = 0
   const build = (node: Node, to: number): number => {
+    // Repetitions of nothing take no step.
+    if (++work > LIMIT_WORK) throw new DetourError('bad-config', 'it is too complex; shorten its repetitions')
     switch (node.kind) {
       case 'set':
         return add(node.set, to)

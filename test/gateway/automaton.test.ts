@@ -143,6 +143,8 @@ describe('automaton', () => {
     ['a', 'g', /flag 'g'/],
     [`(?:${'a{100}'.repeat(10)}){100}`, '', /steps/],
     ['a.{12}b', '', new RegExp(`${LIMIT_STATES} states`)],
+    ['(?:){99999999999}a', '', /too complex/],
+    ['(?:(?:(?:){4000}){4000}){4000}a', '', /too complex/],
     ['x'.repeat(513), '', /512 characters/],
     [`${'('.repeat(200)}a${')'.repeat(200)}{9}{9}`, '', /Invalid/],
   ])('refuses /%s/%s', (source, flags, message) => {
