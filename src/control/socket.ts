@@ -1,8 +1,9 @@
 // The control socket's server: answers questions about a running face, whatever its clients send.
 
-import { chmodSync, existsSync, lstatSync, unlinkSync } from 'node:fs'
+import { chmodSync, existsSync, lstatSync, rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { dirname } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { DROP_COUNT, dropName, dropText } from '../drop.ts'
 import { DetourError } from '../errors.ts'
 import { COLUMN } from '../memory/counters.ts'
@@ -54,6 +55,9 @@ export interface ControlServer {
 /** The longest path that fits a sockaddr_un with its end mark (unix(7)). */
 const PATH_LIMIT = 107
 
+/** How long a process may take to die, or to answer, ms. */
+const DYING_MS = 2000
+
 /** Opens the control socket with mode 0600; a dead process's is replaced. Throws DetourError when a live one is there. */
 export async function serveControl(source: Source, options: ControlOptions = {}): Promise<ControlServer> {
   const path = options.path ?? socketPath(source.info().face)
@@ -88,23 +92,44 @@ export async function serveControl(source: Source, options: ControlOptions = {})
   }
 }
 
-/** Removes what a dead process left; refuses to touch a live socket or something else. */
+/** Removes what a dead process left; refuses to touch a live socket or something else. NB: a process that is killed hangs up before it is dead. */
 async function removeStale(path: string): Promise<void> {
-  if (!existsSync(path)) return
-  if (!lstatSync(path).isSocket()) {
-    throw new DetourError('bad-config', `control socket ${path}: something that is not a socket is there; remove it`)
+  for (const until = performance.now() + DYING_MS; existsSync(path); await sleep(DYING_MS / 40)) {
+    if (!lstatSync(path).isSocket()) {
+      throw new DetourError('bad-config', `control socket ${path}: something that is not a socket is there; remove it`)
+    }
+    const owner = await ownerOf(path)
+    if (owner === undefined) return rmSync(path, { force: true })
+    if (owner.answers || performance.now() >= until) {
+      throw new DetourError(
+        'system',
+        `control socket ${path} is in use by ${owner.text}; stop it, or name another (--control, node.control)`,
+      )
+    }
   }
-  let owner: string
+}
+
+/** Who listens at a path; undefined when nobody does. */
+async function ownerOf(path: string): Promise<{ answers: boolean; text: string } | undefined> {
   try {
-    const client = await connectControl(path, 2000)
-    const { pid, face } = await client.ask('info', {})
-    client.close()
-    owner = `detour ${face}, process ${pid}`
+    const client = await connectControl(path, DYING_MS)
+    try {
+      const { pid, face } = await client.ask('info', {})
+      return { answers: true, text: `detour ${face}, process ${pid}` }
+    } finally {
+      client.close()
+    }
   } catch (error) {
-    if (error instanceof DetourError && error.code === 'not-found') return unlinkSync(path)
-    owner = `a process that does not answer (${(error as Error).message})`
+    if (error instanceof DetourError && error.code === 'not-found') return undefined
+    return { answers: false, text: `a process that does not answer (${(error as Error).message})` }
   }
-  throw new DetourError('system', `control socket ${path} is in use by ${owner}; stop it or choose another path`)
+<<<<<<< /work/main/src/control/socket.ts
+  throw new DetourError(
+    'system',
+    `control socket ${path} is in use by ${owner}; stop it, or name another (--control, node.control)`,
+  )
+=======
+>>>>>>> src/control/socket.ts
 }
 
 /** Listens; the umask makes the socket private from its first moment (bind happens inside `listen`). */

@@ -12,6 +12,8 @@ import { type Own, protect, setOwn, unprotect } from './prefixes.ts'
 export interface AttachmentParts {
   id: string
   namespace: string
+  /** Which one that is, where it may be no other. */
+  sandbox?: string
   interface: string
   /** Of the interface and of the TAP. */
   index: number
@@ -43,7 +45,7 @@ export interface AttachmentParts {
 }
 
 /** One intercepted pod interface; numbers and strings pass to a worker, the rest stays here. */
-export interface Attachment extends Readonly<Omit<AttachmentParts, 'own' | 'networks' | 'alsoFrom'>> {
+export interface Attachment extends Readonly<Omit<AttachmentParts, 'sandbox' | 'own' | 'networks' | 'alsoFrom'>> {
   /** As it is now, for another process. */
   parts(): AttachmentParts
   /** Turns interception on: counts all workers as alive for now. */

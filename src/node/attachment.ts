@@ -44,6 +44,7 @@ import { inNamespace } from '../os/netns.ts'
 import { ALL_OFFLOADS, openTap, quietTap, type Tap, VNET_HEADER } from '../os/tun.ts'
 import { type Attachment, type AttachmentParts, attached, ownOf, PROGRAMS, sourcesOf } from './attached.ts'
 import { createOwnMap, protect, setOwn } from './prefixes.ts'
+import { isSandbox, type SandboxId } from './sandbox.ts'
 
 export type { Attachment } from './attached.ts'
 export { createProtectedMap } from './prefixes.ts'
@@ -54,6 +55,8 @@ export const PIN_DIRECTORY = `${BPFFS}/detour`
 export interface AttachOptions {
   /** Name or path of the pod's network namespace. */
   namespace: string
+  /** Which one that is; another one at that path is none. Whichever is there by default. */
+  sandbox?: SandboxId
   interface?: string
   /** Names the pins: letters, digits, '_' and '-'. */
   id: string
@@ -86,6 +89,7 @@ const HOOKS = ['egress', 'ingress'] as const
  */
 export function attach(options: AttachOptions): Attachment {
   const { namespace, interface: name = 'eth0' } = options
+  if (!isThere(options)) throw new DetourError('not-found', `network namespace ${namespace} is another one by now`)
   const link = linkInfo(name, namespace)
   if (link.type !== 'ether')
     throw new DetourError('unsupported', `interface ${name} of ${namespace} is of type ${link.type}: not Ethernet`)
@@ -103,9 +107,9 @@ export function attach(options: AttachOptions): Attachment {
 
 /** Goes on with an attachment of another process, without touching it; takes the descriptors. Throws DetourError. */
 export function inheritAttachment(parts: AttachmentParts, protectedMap: number): Attachment {
-  const { id, namespace, interface: name, directory } = parts
+  const { id, namespace, sandbox, interface: name, directory } = parts
   const pinDirectory = directory.slice(0, directory.lastIndexOf('/'))
-  return attached(parts, protectedMap, () => cleanup({ id, namespace, interface: name, pinDirectory }), true)
+  return attached(parts, protectedMap, () => cleanup({ id, namespace, sandbox, interface: name, pinDirectory }), true)
 }
 
 /** How both gates are held that a dead process left on the interface; undefined where they are not, or not as is wanted. */
@@ -118,7 +122,17 @@ function gatesLeft(options: AttachOptions, link: LinkInfo): AttachRung | undefin
 
 /** Puts TAP, maps and programs in place, as far as they are not there; `opened` gets the descriptors. */
 function place(options: AttachOptions, link: LinkInfo, kept: AttachRung | undefined, opened: number[]): Attachment {
-  const { namespace, id, failMode, heartbeatLimitMs, protectedMap, rung = 'auto', networks, alsoFrom } = options
+  const {
+    namespace,
+    sandbox,
+    id,
+    failMode,
+    heartbeatLimitMs,
+    protectedMap,
+    rung = 'auto',
+    networks,
+    alsoFrom,
+  } = options
   const { name } = link
   const directory = pinDirectoryOf(options)
   const tapName = tapNameOf(name)
@@ -153,7 +167,17 @@ function place(options: AttachOptions, link: LinkInfo, kept: AttachRung | undefi
   const ids = maps.map(map => mapInfo(map).id)
   const mark = `made_${hashOf([programs[0].code, seal(ids[0]), ...HOOKS.map(hook => gateOf(hook, ids))])}`
   const parts = {
-    ...{ id, namespace, interface: name, index: link.index, tapIndex, tapName, tapFds: tap.fds, mac: link.mac },
+    ...{
+      id,
+      namespace,
+      sandbox,
+      interface: name,
+      index: link.index,
+      tapIndex,
+      tapName,
+      tapFds: tap.fds,
+      mac: link.mac,
+    },
     ...{ headerSize: tap.headerSize, capabilities: tap.offloads, addresses: link.addresses, mtu: link.mtu },
     ...{ mapFd, ownFd, own, networks, alsoFrom, workers, failMode, heartbeatLimitMs, directory },
   }
@@ -238,16 +262,23 @@ function openPodTap(name: string, { namespace, offloads = ALL_OFFLOADS, steering
 }
 
 /** Takes away what an attachment of this id left behind, of this process or a dead one; nothing there is fine. */
-export function cleanup(options: Pick<AttachOptions, 'namespace' | 'interface' | 'id' | 'pinDirectory'>): void {
+export function cleanup(
+  options: Pick<AttachOptions, 'namespace' | 'sandbox' | 'interface' | 'id' | 'pinDirectory'>,
+): void {
   const { namespace, interface: name = 'eth0' } = options
-  detachClassifiers(namespace, pinDirectoryOf(options))
-  deleteLink(tapNameOf(name), namespace)
+  if (isThere(options)) {
+    detachClassifiers(namespace, pinDirectoryOf(options))
+    deleteLink(tapNameOf(name), namespace)
+  } else unpin(pinDirectoryOf(options))
 }
 
 /** The bytes of a MAC address as printed. */
 export function macBytes(mac: string): Uint8Array {
   return Uint8Array.from(mac.split(':'), byte => Number.parseInt(byte, 16))
 }
+
+const isThere = ({ namespace, sandbox }: Pick<AttachOptions, 'namespace' | 'sandbox'>) =>
+  sandbox === undefined || isSandbox(namespace, sandbox)
 
 const pinDirectoryOf = ({ pinDirectory = PIN_DIRECTORY, id }: { pinDirectory?: string; id: string }) =>
   `${pinDirectory}/${id}`

@@ -19,9 +19,9 @@ export async function cleanNode(file: string): Promise<string[]> {
   await refuseLive(node.control)
   const store = new Store(node.state)
   const { records, stale } = store.load()
-  const lines = records.map(({ id, label, netns, ifname, inspected }) => {
+  const lines = records.map(({ id, label, netns, sandbox, ifname, inspected }) => {
     try {
-      if (inspected) cleanup({ id, namespace: netns, interface: ifname })
+      if (inspected) cleanup({ id, namespace: netns, sandbox, interface: ifname })
       store.remove(id)
       return `${label}: ${ifname} is as it was`
     } catch (error) {

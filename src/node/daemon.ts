@@ -151,11 +151,8 @@ class Daemon {
 
   /** Whether the workers beat, where this process has any; that it asks says that its main loop is alive. */
   private isAlive(): boolean {
-    const rows = this.pair?.node?.source.attachments() ?? []
-    if (!Array.isArray(rows)) return true
-    return rows.every(
-      ({ heartbeatAgeMs = 0, heartbeatLimitMs }) => heartbeatAgeMs < Math.max(1000, 5 * heartbeatLimitMs),
-    )
+    const limitMs = Math.max(1000, 5 * this.settings.config.heartbeatLimitMs)
+    return (this.pair?.node?.heartbeatAges() ?? []).every(age => age < limitMs)
   }
 
   private startPartner(): number {

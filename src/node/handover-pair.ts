@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { DetourError } from '../errors.ts'
 import { monotonicMs } from '../os/clock.ts'
 import { type NodeOptions, type RunningNode, startNode } from './node.ts'
-import { type Ending, type Farewell, Offer, Predecessor } from './succession.ts'
+import { type Ending, type Farewell, kill, Offer, Predecessor } from './succession.ts'
 
 /** Silence of a worker of the active process, ms, after which that counts as hung. */
 const HANG_MS = 1000
@@ -24,6 +24,8 @@ const PARTNER_MS = 30_000
 const SHORT_LIFE_MS = 10_000
 const LONGEST_PAUSE_MS = 30_000
 const RETRY_MS = 20
+/** Time before one that could not follow the active process tries again, ms. */
+const LOST_MS = 2000
 
 /** What a process does while it is the active one: control socket, metrics, state. */
 export interface Service {
@@ -120,6 +122,8 @@ class RunningPair implements Pair {
       if (predecessor === undefined && partner) throw new DetourError('not-found', `nobody to stand by for at ${path}`)
       if (predecessor === undefined) return startNode(options())
       const heir = await this.prepare(predecessor)
+      if (predecessor.fault !== '')
+        throw new DetourError('system', `the active process cannot be followed: ${predecessor.fault}`)
       if (heir === undefined && partner) throw new DetourError('unsupported', 'nothing to stand by with')
       if (heir === undefined) {
         predecessor.stop('leave')
@@ -193,9 +197,14 @@ class RunningPair implements Pair {
       await node.resume()
       service = await this.options.activate(node)
       busy = false
+      // What was asked for meanwhile.
+      if (this.stopping !== undefined) await end(this.stopping)
+      else offer.ask()
     }
     const failed = async (error: unknown) => {
       busy = true
+      // Where it listens is for whoever takes over.
+      await service.close().catch(() => {})
       await node.leave().catch(() => {})
       // Without a word: whoever stands by takes over.
       offer.abort()
@@ -232,7 +241,8 @@ class RunningPair implements Pair {
         kill(this.partnerPid)
         return
       }
-      const node = await this.standBy()
+      let node = await this.standBy()
+      while (node === 'again') node = await this.standBy()
       if (node === undefined) return
       active = await this.activate(node)
     }
@@ -270,8 +280,8 @@ class RunningPair implements Pair {
     }
   }
 
-  /** Waits for the partner's end; returns a node that has taken over, or undefined when there is nothing more to do. */
-  private async standBy(): Promise<RunningNode | undefined> {
+  /** Waits for the partner's end; returns a node that has taken over, undefined when there is nothing more to do, 'again' to begin anew. */
+  private async standBy(): Promise<RunningNode | 'again' | undefined> {
     const { options } = this.options
     const predecessor = await this.meetPartner()
     if (predecessor === undefined) return this.stopping === undefined ? startNode(options()) : undefined
@@ -286,7 +296,10 @@ class RunningPair implements Pair {
     })
     if (why !== 'dead' || this.stopping !== undefined) {
       await heir?.node.leave()
-      return undefined
+      if (why !== 'lost' || this.stopping !== undefined) return undefined
+      this.log(`nobody stands by for the moment: the active process cannot be followed: ${predecessor.fault}`)
+      await sleep(LOST_MS)
+      return 'again'
     }
     this.partnerPid = 0
     const from = monotonicMs()
@@ -338,14 +351,6 @@ function isAlive(pid: number): boolean {
     return pid > 0
   } catch {
     return false
-  }
-}
-
-function kill(pid: number): void {
-  try {
-    if (pid > 0) process.kill(pid, 'SIGKILL')
-  } catch {
-    // Gone already.
   }
 }
 

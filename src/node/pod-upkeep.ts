@@ -9,6 +9,7 @@ import type { Alarms } from './alarm.ts'
 import type { Attachment } from './attachment.ts'
 import type { Losses } from './losses.ts'
 import type { PodOptions, Pods } from './pods.ts'
+import { isSandbox } from './sandbox.ts'
 import type { LinkChange, LinkWatch } from './watch.ts'
 
 /** Time between two examinations where no event asks for one, ms. */
@@ -110,7 +111,7 @@ export class PodUpkeep {
     changes.clear()
     const attachment = pods.get(id)
     const name = attachment?.interface ?? pod.interface ?? 'eth0'
-    const found = look(namespace, name, attachment?.tapName ?? '')
+    const found = look(pod, name, attachment?.tapName ?? '')
     const alarm = `attachment ${id}`
     const fault = faultOf(attachment, found)
     if (fault === '' && attachment !== undefined && found?.link !== undefined) {
@@ -183,7 +184,8 @@ function faultOf(attachment: Attachment | undefined, found: Found | undefined): 
 }
 
 /** Undefined when there is no such namespace. */
-function look(namespace: string, name: string, tapName: string): Found | undefined {
+function look({ namespace, sandbox }: PodOptions, name: string, tapName: string): Found | undefined {
+  if (sandbox !== undefined && !isSandbox(namespace, sandbox)) return undefined
   const questions = rtnetlinkIn(namespace)
   if (questions === undefined) return undefined
   try {

@@ -19,6 +19,8 @@ export interface PodOptions {
   id: string
   /** Name or path of the network namespace. */
   namespace: string
+  /** Which one that is; another one at that path is none. Whichever is there when not given. */
+  sandbox?: string
   interface?: string
   /** The configuration's when not given. */
   failMode?: FailMode

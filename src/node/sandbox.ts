@@ -40,6 +40,15 @@ export function sandboxAt(path: string, hosts: readonly string[]): SandboxId | u
   }
 }
 
+/** Whether that namespace is at the path. NB: a path may come to name another one: that of a process whose number is used again. */
+export function isSandbox(path: string, sandbox: SandboxId): boolean {
+  try {
+    return sandboxAt(path, []) === sandbox
+  } catch {
+    return false
+  }
+}
+
 /** Device and inode of the namespaces that are no pod's: this process's, and that of the machine's first where it can be seen. */
 export function hostNamespaces(): string[] {
   return ['/proc/self/ns/net', '/proc/1/ns/net'].flatMap(path => {

@@ -237,7 +237,7 @@ export class NodeService implements Operations {
   private async takeAway(id: string, record: Known | undefined): Promise<void> {
     const { node } = this.options
     if (node.attachment(id) !== undefined) await node.detach(id)
-    else if (record?.inspected) cleanup({ id, namespace: record.netns, interface: record.ifname })
+    else if (record?.inspected) cleanup(podOptions(record))
   }
 
   private async examine(id: string): Promise<void> {
@@ -310,6 +310,14 @@ const LASTING: readonly string[] = ['not-found', 'unsupported', 'bad-config', 'u
 
 const withoutLength = (address: string) => address.split('/')[0]
 
-function podOptions({ id, netns, ifname, failMode, label, addresses }: Known): PodOptions {
-  return { id, namespace: netns, interface: ifname, label, addresses, ...(failMode === undefined ? {} : { failMode }) }
+function podOptions({ id, netns, sandbox, ifname, failMode, label, addresses }: Known): PodOptions {
+  return {
+    id,
+    namespace: netns,
+    sandbox,
+    interface: ifname,
+    label,
+    addresses,
+    ...(failMode === undefined ? {} : { failMode }),
+  }
 }

@@ -11,7 +11,8 @@
 //                               ◄─     farewell { why }                ends on purpose: nobody is to take over
 //   stop { how }                ─►                                     asks it to end
 //
-// A line that ends without a word means that the active process is dead.
+// A line that ends without a word means that the active process is dead. NB: whoever takes one for dead that is not receives beside
+// it, so a successor that cannot keep up is told so, and one that cannot take what it is sent knows that it is its own fault.
 
 import { chmodSync, renameSync, rmSync } from 'node:fs'
 import { createServer, connect as netConnect, type Server, type Socket } from 'node:net'
@@ -30,8 +31,8 @@ const LINE_LIMIT = 16 << 20
 
 /** How a node ends: its interception left to a later process, or taken away. */
 export type Ending = 'leave' | 'detach'
-/** Why an active process says farewell. */
-export type Farewell = 'stopped' | 'succeeded'
+/** Why an active process says farewell; 'lost': only to a successor that cannot know all that it has any more. */
+export type Farewell = 'stopped' | 'succeeded' | 'lost'
 
 type Message =
   | { hello: { pid: number } }
@@ -57,7 +58,9 @@ class Line {
   private readonly socket: Socket
   private rest = ''
 
-  constructor(socket: Socket, onMessage: (message: Message) => void, onEnd: () => void) {
+  /** `onEnd` gets what was wrong with what came, where it was this end that hung up for that. */
+  constructor(socket: Socket, onMessage: (message: Message) => void, onEnd: (fault?: Error) => void) {
+    let fault: Error | undefined
     this.socket = socket
     socket.setEncoding('utf8')
     socket.on('data', (text: string) => {
@@ -66,12 +69,13 @@ class Line {
       try {
         if (this.rest.length > LINE_LIMIT) throw new SyntaxError('too long')
         for (const line of lines) onMessage(JSON.parse(line))
-      } catch {
+      } catch (error) {
+        fault = error as Error
         socket.destroy()
       }
     })
     socket.on('error', () => {})
-    socket.once('close', onEnd)
+    socket.once('close', () => onEnd(fault))
   }
 
   send(message: Message): void {
@@ -93,13 +97,15 @@ interface Heir {
   /** Where descriptors go; -1 before it has said hello. */
   fd: number
   pid: number
+  /** Whether it has asked to be the active one. */
+  waits: boolean
   /** Called when it has begun, or is gone. */
   settled?: (taken: boolean) => void
   unwatch?: () => void
 }
 
 export interface OfferOptions {
-  /** Called when a successor, process `pid`, wants to be the active one: `give` tells it that it may, once nothing is received any more, and resolves with whether it has begun. */
+  /** Called when a successor, process `pid`, wants to be the active one, and again by `ask`: `give` tells it that it may, once nothing is received any more, and resolves with whether it has begun. */
   take(pid: number, give: () => Promise<boolean>): void
   /** Called when a successor asks this process to end. */
   stop(how: Ending): void
@@ -153,6 +159,11 @@ export class Offer {
     this.server.close()
   }
 
+  /** Asks again to take whoever has asked while another one was being taken. */
+  ask(): void {
+    for (const heir of this.heirs) if (heir.waits) this.options.take(heir.pid, () => this.give(heir))
+  }
+
   private tell(message: Message): void {
     for (const { line, fd } of this.heirs) if (fd >= 0) line.send(message)
   }
@@ -168,14 +179,16 @@ export class Offer {
         heir.settled?.(false)
       },
     )
-    const heir: Heir = { line, fd: -1, pid: 0 }
+    const heir: Heir = { line, fd: -1, pid: 0, waits: false }
     this.heirs.add(heir)
   }
 
   private hear(heir: Heir, message: Message): void {
     if ('hello' in message && heir.fd < 0) this.bequeath(heir, message.hello.pid)
-    else if ('take' in message && heir.unwatch !== undefined) this.options.take(heir.pid, () => this.give(heir))
-    else if ('taken' in message) heir.settled?.(true)
+    else if ('take' in message && heir.unwatch !== undefined) {
+      heir.waits = true
+      this.options.take(heir.pid, () => this.give(heir))
+    } else if ('taken' in message) heir.settled?.(true)
     else if ('stop' in message) this.options.stop(message.stop.how)
   }
 
@@ -195,7 +208,9 @@ export class Offer {
           heir.line.send({ change: this.send(heir, change) })
         } catch (error) {
           this.options.log(`successor ${pid}: ${(error as Error).message}`)
-          heir.line.destroy()
+          heir.unwatch?.()
+          heir.line.send({ farewell: { why: 'lost' } })
+          heir.line.end()
         }
       })
     } catch (error) {
@@ -213,7 +228,7 @@ export class Offer {
   private give(heir: Heir): Promise<boolean> {
     return new Promise(resolve => {
       // NB: one that begins after all would be the second that receives.
-      const timer = setTimeout(() => process.kill(heir.pid, 'SIGKILL'), TAKE_MS)
+      const timer = setTimeout(() => kill(heir.pid), TAKE_MS)
       heir.settled = taken => {
         clearTimeout(timer)
         heir.settled = undefined
@@ -228,6 +243,8 @@ export class Offer {
 export class Predecessor {
   /** Resolves when it has ended: with its farewell, or with 'dead'. */
   readonly ended: Promise<Farewell | 'dead'>
+  /** Why it cannot be followed; '' where nothing is wrong. */
+  fault = ''
   /** When it was last heard, ms of CLOCK_MONOTONIC. */
   heardMs = monotonicMs()
   /** Its process; 0 where it cannot be followed. */
@@ -253,10 +270,11 @@ export class Predecessor {
       end = resolve
     })
     const hear = (message: Message) => this.hear(message)
-    this.line = new Line(socket, hear, () => {
+    this.line = new Line(socket, hear, fault => {
       this.closeDescriptors()
+      this.fault = fault?.message ?? (this.farewell === 'lost' ? 'it has changed too fast' : '')
       this.introduced()
-      end(this.farewell)
+      end(fault === undefined ? this.farewell : 'lost')
     })
   }
 
@@ -345,6 +363,15 @@ export class Predecessor {
     close(this.listening)
     if (this.fd >= 0) close(this.fd)
     rmSync(descriptorPath(this.path, process.pid), { force: true })
+  }
+}
+
+/** One that has ended by now is fine. */
+export function kill(pid: number): void {
+  try {
+    if (pid > 0) process.kill(pid, 'SIGKILL')
+  } catch {
+    // Gone already.
   }
 }
 

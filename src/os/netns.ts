@@ -120,7 +120,7 @@ export function tc(args: string[], namespace = ''): string {
   return run('tc', args, namespace)
 }
 
-/** Packets that an interface's own queue had no room for; undefined when it is gone (proc_pid_net(5)). */
+/** Packets that an interface's own queue had no room for; undefined when it, or its namespace, is gone (proc_pid_net(5)). */
 export function queueDrops(name: string, namespace = ''): number | undefined {
   try {
     const table = inNamespace(namespace, () => readFileSync('/proc/thread-self/net/dev', 'utf8'))
@@ -134,7 +134,8 @@ export function queueDrops(name: string, namespace = ''): number | undefined {
             .split(/\s+/)[TX_DROP],
         )
   } catch (error) {
-    if (error instanceof DetourError && error.code === 'not-found') return undefined
+    // What is at the path may be there before or after the namespace.
+    if (error instanceof DetourError) return undefined
     throw error
   }
 }

@@ -165,6 +165,19 @@ describe('the socket file', () => {
     await stillServes()
   })
 
+  test('of a process that dies meanwhile is replaced', async () => {
+    // Connections come to nothing before nobody listens any more.
+    const dying = createServer(socket => {
+      socket.destroy()
+      if (++hungUp === 3) dying.close()
+    }).listen(path)
+    let hungUp = 0
+    await once(dying, 'listening')
+    await serve()
+    expect(hungUp).toBe(3)
+    await stillServes()
+  })
+
   test('of a live process is refused, naming its pid', async () => {
     await serve()
     await expect(serve()).rejects.toMatchObject({

@@ -2,11 +2,13 @@
 // of it, and tcpdump on the far side of the pod's interface sees whether a packet of the pod goes uninspected.
 
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
+import { pack } from '../../src/node/handover.ts'
+import { Predecessor } from '../../src/node/succession.ts'
 import { unpin } from '../../src/os/bpf.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch, namespaceId } from '../../src/os/netns.ts'
 import type { PairInput } from './pair-child.ts'
@@ -282,6 +284,50 @@ describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120
     await tcp.flows()
     expect(await capture.leaked()).toEqual([])
     await end(lines)
+  })
+
+  it('one that follows and has no room for what it is sent does not take that for a death, and follows again', async () => {
+    const { lines, tcp } = await scene()
+    const [standing, pid] = [lines.child.pid as number, activePid(lines)]
+    const used = new Set(readdirSync(`/proc/${standing}/fd`).map(Number))
+    const free = [...Array(used.size + 1).keys()].find(fd => !used.has(fd))
+    const limit = (fds: number | undefined) => execFileSync('prlimit', ['--pid', `${standing}`, `--nofile=${fds}:`])
+    const hard = /open files +\d+ +(\d+)/.exec(readFileSync(`/proc/${standing}/limits`, 'utf8'))?.[1]
+    const from = lines.all.length
+    limit(free)
+    ipBatch(['address add 10.244.7.7/32 dev eth0'], POD)
+    await lines.line(/nobody stands by for the moment: .* 0 of 3 descriptors came/, from)
+    await tcp.flows()
+    limit(Number(hard))
+    await ready(lines, true, from)
+    expect([activePid(lines), lines.all.filter(line => line.includes('taken over in'))]).toEqual([pid, []])
+    process.kill(pid, 'SIGKILL')
+    await lines.line(new RegExp(`${pid} is dead: taken over`), from)
+    await tcp.flows()
+    await end(lines)
+  })
+
+  it('of two that want its place at once, the second gets it where the first goes; and it ends if told so meanwhile', async () => {
+    const { lines } = await scene({ input: { standby: false } })
+    const path = join(folder, 'handover.sock')
+    const meet = async () => {
+      const met = (await Predecessor.meet(path)) as Predecessor
+      for (const fd of pack(met.inheritance).fds) closeSync(fd)
+      return met
+    }
+    // Whoever comes later is answered later, so that what came before was heard by then.
+    const heard = async () => (await meet()).close()
+    const [first, second, third] = [await meet(), await meet(), await meet()]
+    expect(await first.take()).toBe('yours')
+    const next = second.take()
+    await heard()
+    first.close()
+    expect(await next).toBe('yours')
+    lines.child.kill('SIGTERM')
+    await heard()
+    second.close()
+    await lines.gone
+    expect(await third.ended).toBe('stopped')
   })
 
   for (const [how, signal] of [

@@ -81,6 +81,8 @@ describe.skipIf(missing !== '')(title('os'), () => {
     expect(queueDrops('full0', namespace)).toBe(stats64.tx.dropped)
     expect(queueDrops('full', namespace)).toBeUndefined()
     expect(queueDrops('full0', 'dtc-none')).toBeUndefined()
+    // What is left of a namespace for a moment, or for ever, when it was unmounted.
+    expect(queueDrops('full0', '/etc/hostname')).toBeUndefined()
     closeSync(tap.fd)
   })
 

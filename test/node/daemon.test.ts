@@ -11,6 +11,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { attachmentId } from '../../src/node/admission.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import { capabilitySets, NODE_CAPABILITIES } from '../../src/os/capabilities.ts'
+import { linkInfo } from '../../src/os/link.ts'
 import { createNamespace, deleteNamespace, inNamespace } from '../../src/os/netns.ts'
 import { listing, missing, Probe, title } from '../netns/support.ts'
 import { type Daemon, DaemonScene, GATE, podAddress, threadStatus } from './daemon-scene.ts'
@@ -186,6 +187,30 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     expect((await scene.ask('collect', { network: 'cluster', valid: keep })).removed).toHaveLength(6)
     await Promise.all(pods.map(pod => scene.ask('detach', scene.key(pod))))
     expect([await rows(), scene.records()]).toEqual([[], []])
+  }, 120_000)
+
+  it('a path that comes to name another pod’s namespace, as that of a process may, is not followed there', async () => {
+    scene.configure(CALM)
+    daemon = await scene.start()
+    const path = join(scene.folder, 'netns')
+    writeFileSync(path, '')
+    const name = (pod: number) => execFileSync('mount', ['--bind', `/run/netns/${scene.pods[pod]}`, path])
+    const tap = () => linkInfo('dt-eth0', scene.pods[1]).index
+    try {
+      name(0)
+      await scene.ask('attach', scene.request(0, { netns: path }))
+      await attach(1)
+      const before = tap()
+      name(1)
+      await daemon.said(`the namespace of eth0 of ${path} is gone`)
+      expect(await scene.ask('detach', { ...scene.key(0), netns: '' })).toEqual({ found: true })
+      expect(tap()).toBe(before)
+      expect(arrives(1, OPEN)).toBe(true)
+      expect(arrives(1, CLOSED)).toBe(false)
+      expect(daemon.log()).not.toContain('has another address')
+    } finally {
+      for (const _ of [0, 1]) execFileSync('umount', [path])
+    }
   }, 120_000)
 
   it('enters a namespace that a runtime names by a process with more capabilities than its own', async () => {
