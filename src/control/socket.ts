@@ -123,13 +123,6 @@ async function ownerOf(path: string): Promise<{ answers: boolean; text: string }
     if (error instanceof DetourError && error.code === 'not-found') return undefined
     return { answers: false, text: `a process that does not answer (${(error as Error).message})` }
   }
-<<<<<<< /work/main/src/control/socket.ts
-  throw new DetourError(
-    'system',
-    `control socket ${path} is in use by ${owner}; stop it, or name another (--control, node.control)`,
-  )
-=======
->>>>>>> src/control/socket.ts
 }
 
 /** Listens; the umask makes the socket private from its first moment (bind happens inside `listen`). */
