@@ -1,6 +1,6 @@
 // detour gateway: the inspection endpoint, simulated, until it is told to stop.
 
-import { closeSync, openSync } from 'node:fs'
+import { closeSync, constants, openSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { ATTACH_RUNGS, type AttachRung, OFFLOAD_RUNGS, type OffloadRung, type WorkerCount } from '../control/config.ts'
@@ -85,7 +85,10 @@ export function gatewayCommand(): Command {
     .option('--seed <N>', "the faults' dice", parseSeed, 1)
     .option('--strict-reserved', 'drop VXLAN packets with reserved bits set, as Linux does')
     .option('--zero-checksum6', 'accept zero UDP checksums over IPv6 (RFC 6935)')
-    .option('--control <SOCKET>', 'control socket for detour show; a default of its own otherwise')
+    .option(
+      '--control <SOCKET>',
+      'control socket for detour show and fault, one a gateway (default: gateway.sock in /run/detour)',
+    )
     .option('--json', 'events as JSON lines')
     .addHelpText(
       'after',
@@ -211,7 +214,8 @@ function refuseRungs(options: Options, command: Command): void {
 function openLog(path: string): number {
   if (path === '-') return STDOUT
   try {
-    return openSync(path, 'a')
+    // NB: a reader that falls behind must not stop packets.
+    return openSync(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NONBLOCK)
   } catch (error) {
     throw new DetourError('bad-file', `log ${path}: cannot be written (${(error as Error).message})`, { cause: error })
   }

@@ -106,7 +106,8 @@ export class Engine {
     const profile = profileNamed(tunnel.profile)
     this.live = live
     const sinkOf = (fd: number, word: SharedArrayBuffer | undefined): LogSink => {
-      const sink = fd < 0 ? (block: Uint8Array) => block.length : fileSink(fd)
+      // Packets of a capture can wait.
+      const sink = fd < 0 ? (block: Uint8Array) => block.length : fileSink(fd, !live)
       return share === undefined || word === undefined ? sink : sharedSink(sink, word, share.worker)
     }
     this.log = new VerdictLog(sinkOf(logFd, share?.log))

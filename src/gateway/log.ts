@@ -33,13 +33,16 @@ export interface Verdict {
 /** Where blocks of the log go: keeps none of the memory. Returns how many bytes it took. */
 export type LogSink = (block: Uint8Array) => number
 
-/** Writes to a file descriptor, which stays open; takes nothing while a pipe is full or a disk does not take it. */
-export function fileSink(fd: number): LogSink {
+/** Writes to a file descriptor, which stays open; takes nothing while a disk does not take it, or a pipe is full: a `patient` sink waits for that one's reader. */
+export function fileSink(fd: number, patient = false): LogSink {
   return block => {
-    try {
-      return writeSync(fd, block)
-    } catch {
-      return 0
+    for (;;) {
+      try {
+        return writeSync(fd, block)
+      } catch (error) {
+        if (!patient || (error as NodeJS.ErrnoException).code !== 'EAGAIN') return 0
+        Atomics.wait(PAUSE, 0, 0, PAUSE_MS)
+      }
     }
   }
 }
@@ -64,6 +67,7 @@ export function sharedSink(sink: LogSink, memory: SharedArrayBuffer, worker: num
 
 const END_TRIES = 20
 const PAUSE_MS = 5
+const PAUSE = new Int32Array(new SharedArrayBuffer(4))
 
 const BLOCK = 65_536
 const NEWLINE = 10
@@ -76,7 +80,6 @@ export class LineLog {
   private readonly sink: LogSink
   private readonly block = new Uint8Array(2 * BLOCK)
   private readonly encoder = new TextEncoder()
-  private readonly pause = new Int32Array(new SharedArrayBuffer(4))
   private used = 0
 
   constructor(sink: LogSink) {
@@ -85,11 +88,18 @@ export class LineLog {
 
   /** Adds a line; the text is without its end. */
   line(text: string): void {
-    if (this.used > BLOCK) this.flush()
     const line = `${text}\n`
+    if (this.used > BLOCK) this.flush()
+    if (this.add(line)) return
+    this.flush()
+    if (!this.add(line)) this.lost++
+  }
+
+  private add(line: string): boolean {
     const { read, written } = this.encoder.encodeInto(line, this.block.subarray(this.used))
-    if (read < line.length) this.lost++
-    else this.used += written
+    if (read < line.length) return false
+    this.used += written
+    return true
   }
 
   /** Hands over what has gathered. */
@@ -103,7 +113,7 @@ export class LineLog {
   /** Hands over the rest; what is not taken within a moment is lost. */
   end(): void {
     for (let i = 0; i < END_TRIES && this.used > 0; i++) {
-      if (i > 0) Atomics.wait(this.pause, 0, 0, PAUSE_MS)
+      if (i > 0) Atomics.wait(PAUSE, 0, 0, PAUSE_MS)
       this.flush()
     }
     for (let i = 0; i < this.used; i++) if (this.block[i] === NEWLINE) this.lost++

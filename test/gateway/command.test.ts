@@ -1,9 +1,9 @@
 // `detour gateway` as people run it: tunnel packets over UDP in, the same packets back, verdicts in a file.
 
-import type { ChildProcess } from 'node:child_process'
+import { type ChildProcess, execFileSync } from 'node:child_process'
 import { createSocket, type Socket } from 'node:dgram'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, constants, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -38,6 +38,8 @@ interface Gateway {
   listening: Record<string, unknown>
   /** Sends SIGTERM and resolves with the last line, an event. */
   stop(): Promise<{ drops: { stage: string; reason: string; packets: number }[] }>
+  /** Sends SIGTERM, expects that status, and resolves with all that was said. */
+  end(status: number): Promise<string>
 }
 
 /** Starts the command and resolves when it says that it listens. */
@@ -55,13 +57,15 @@ async function gateway(listen: string, ...args: string[]): Promise<Gateway> {
     })
     closed.then(() => reject(new Error(out)))
   })
+  const end = async (status: number) => {
+    child.kill('SIGTERM')
+    expect((await closed)[0]).toBe(status)
+    return out
+  }
   return {
     listening: JSON.parse(out.split('\n')[0]),
-    async stop() {
-      child.kill('SIGTERM')
-      expect((await closed)[0]).toBe(0)
-      return JSON.parse(out.trim().split('\n').at(-1)!)
-    },
+    end,
+    stop: async () => JSON.parse((await end(0)).trim().split('\n').at(-1)!),
   }
 }
 
@@ -107,6 +111,26 @@ const DROPPED = 'drop'
 const ALLOWED = 'VXLAN over IPv4 without checksum'
 
 describe('detour gateway', () => {
+  it('goes on while nobody reads its log, and says what was lost', async () => {
+    const pipe = join(directory, 'log')
+    execFileSync('mkfifo', [pipe])
+    const reader = openSync(pipe, constants.O_RDONLY | constants.O_NONBLOCK)
+    const port = await freePort('127.0.0.1', '127.0.0.2')
+    const running = await gateway(`127.0.0.1:${port}`)
+    const node = await socket('127.0.0.2', port)
+    const [first] = payloads('GENEVE over IPv4')
+    // Each is a flow of another network, and a line of more than 200 bytes: a pipe holds 64 KiB.
+    const vni = (n: number) => `${first.slice(0, 8)}${n.toString(16).padStart(6, '0')}${first.slice(14)}`
+    for (let n = 1; n <= 1000; n += 10) {
+      const sent = Array.from({ length: 10 }, (_, i) => vni(n + i))
+      const back = await exchange(node, { address: '127.0.0.1', port }, sent, sent.length)
+      node.removeAllListeners('message')
+      expect(back).toHaveLength(sent.length)
+    }
+    expect(await running.end(1)).toMatch(/verdict log: \d+ lines could not be written/)
+    closeSync(reader)
+  })
+
   it('returns what a rule allows and nothing else, GENEVE', async () => {
     const port = await freePort('127.0.0.1', '127.0.0.2')
     const running = await gateway(`127.0.0.1:${port}`)

@@ -1,7 +1,12 @@
 // The verdict log of several workers: whole lines, whatever a sink takes at a time.
 
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { closeSync, constants, mkdtempSync, openSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import { type LogSink, sharedSink, type Verdict, VerdictLog } from '../../src/gateway/log.ts'
+import { fileSink, LineLog, type LogSink, sharedSink, type Verdict, VerdictLog } from '../../src/gateway/log.ts'
 import { random } from '../wire/build.ts'
 
 const verdict = (flow: number): Verdict => ({
@@ -32,6 +37,43 @@ function flowsThrough(shared: (sink: LogSink, worker: number) => LogSink): numbe
     }
   })
 }
+
+test('long lines are not lost beside others, and too long ones are', () => {
+  const lines: string[] = []
+  const log = new LineLog(block => {
+    lines.push(...new TextDecoder().decode(block).trimEnd().split('\n'))
+    return block.length
+  })
+  const texts = [60_000, 100_000, 30, 131_071].map(length => 'x'.repeat(length))
+  for (const text of texts) log.line(text)
+  log.line('x'.repeat(131_072))
+  log.end()
+  expect(lines).toEqual(texts)
+  expect(log.lost).toBe(1)
+})
+
+test('a full pipe is waited for where packets can wait, and not where they cannot', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'detour-log-'))
+  const path = join(folder, 'pipe')
+  execFileSync('mkfifo', [path])
+  const fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK)
+  try {
+    const block = Buffer.from(`${'x'.repeat(4095)}\n`)
+    const [hasty, patient] = [fileSink(fd), fileSink(fd, true)]
+    let filled = 0
+    for (let taken = hasty(block); taken > 0; taken = hasty(block)) filled += taken
+    const reader = spawn('sh', ['-c', `head -c ${filled + block.length} "$1" | wc -l`, 'sh', path])
+    let count = ''
+    reader.stdout.on('data', text => (count += text))
+    const closed = once(reader, 'close')
+    expect(patient(block)).toBe(block.length)
+    await closed
+    expect(Number(count)).toBe(filled / block.length + 1)
+  } finally {
+    closeSync(fd)
+    rmSync(folder, { recursive: true })
+  }
+})
 
 test('lines of several workers come whole, each once', () => {
   const lock = new SharedArrayBuffer(4)
