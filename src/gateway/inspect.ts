@@ -188,6 +188,11 @@ export class Inspect {
     flows.now = pool.time[frame]
     const at = frame * KEY_WORDS
     let row = flows.find(pool.key, at, pool.hash[frame])
+    if (row >= 0 && isAnswer(pool, frame) && this.judge.watches(row) && this.contents.isAnother(frame, row)) {
+      // The server has begun anew with the same ports.
+      flows.remove(row)
+      row = -1
+    }
     const isNew = row < 0
     if (isNew) {
       if (handover?.take(frame)) return STRAY
@@ -221,7 +226,14 @@ export class Inspect {
 
   /** Decides a new flow, for now or for good. */
   private decide(frame: number, row: number, opener: number): void {
-    const rule = this.judge.begin(frame, row, opener)
+    const { judge, contents } = this
+    let rule = judge.begin(frame, row, opener)
+    if (isMidway(this.pool, frame) && !contents.isStrict(row)) {
+      // Who speaks first of a connection that was begun unseen need not have opened it: if what the other one says is limited, it is.
+      rule = judge.begin(frame, row, 1 - opener)
+      if (contents.isStrict(row)) opener = 1 - opener
+      else rule = judge.begin(frame, row, opener)
+    }
     this.flows.setRule(row, rule)
     this.flows.setVerdict(row, this.judge.verdict(rule))
     this.opener[row] = opener
@@ -302,6 +314,12 @@ function isAnswer(pool: Pool, frame: number): boolean {
   if (pool.protocol[frame] !== ipv4.PROTOCOL.TCP || pool.transport[frame] === 0) return false
   const both = tcp.SYN | tcp.ACK
   return (tcp.flags(pool.bytes, pool.transport[frame]) & both) === both
+}
+
+/** A TCP packet that begins no connection. */
+function isMidway(pool: Pool, frame: number): boolean {
+  if (pool.protocol[frame] !== ipv4.PROTOCOL.TCP || pool.transport[frame] === 0) return false
+  return (tcp.flags(pool.bytes, pool.transport[frame]) & tcp.SYN) === 0
 }
 
 function isFin(pool: Pool, frame: number): boolean {

@@ -3,6 +3,7 @@
 import { DROP, type DropReason } from '../../drop.ts'
 import type { Pool } from '../../memory/pool.ts'
 import * as ipv4 from '../../wire/ipv4.ts'
+import * as ipv6 from '../../wire/ipv6.ts'
 import * as tcp from '../../wire/tcp.ts'
 import { packetEnd } from '../answer.ts'
 import { type DnsQuestion, DnsReader, parseQuery } from './dns.ts'
@@ -39,6 +40,10 @@ interface Flow {
   listeners: { listener: Listener; wants: Wants }[]
   sides: number
   strict: boolean
+  /** The server has agreed to the connection. */
+  opened: boolean
+  /** Nothing has been read, or something was missed: which protocol it is shows what comes next. */
+  fresh: boolean
   http?: HttpReader
   hello?: HelloReader
   dns?: DnsReader
@@ -64,7 +69,7 @@ export class Contents implements StreamSink {
   join(row: number, client: number, serverPort: number, listener: Listener, wants: Wants): void {
     let flow = this.flows.get(row)
     if (flow === undefined) {
-      flow = { client, serverPort, listeners: [], sides: 0, strict: false }
+      flow = { client, serverPort, listeners: [], sides: 0, strict: false, opened: false, fresh: true }
       this.flows.set(row, flow)
       this.streams.begin(row)
     }
@@ -88,11 +93,13 @@ export class Contents implements StreamSink {
     const flow = this.flows.get(row)
     if (flow === undefined) return 0
     for (const { listener } of flow.listeners) listener.packet?.(frame, row)
+    const isTcp = pool.protocol[frame] === ipv4.PROTOCOL.TCP
+    if (isTcp && isFragment(pool, frame)) return DROP.STREAM_UNCLEAR
     if (pool.transport[frame] === 0) return 0
     const at = pool.payload[frame]
     const end = packetEnd(pool, frame)
     const side = pool.reversed[frame]
-    if (pool.protocol[frame] !== ipv4.PROTOCOL.TCP) {
+    if (!isTcp) {
       if (side === flow.client && flow.serverPort === DNS_PORT) this.datagram(flow, row, frame, at, end)
       return 0
     }
@@ -100,10 +107,19 @@ export class Contents implements StreamSink {
     const header = pool.transport[frame]
     const flags = tcp.flags(b, header)
     const other = 1 - side
-    if ((flags & tcp.ACK) !== 0 && (flow.sides & (1 << other)) !== 0)
-      streams.acknowledge(row, other, tcp.acknowledgment(b, header))
-    if ((flow.sides & (1 << side)) === 0) return 0
     const syn = (flags & tcp.SYN) !== 0
+    if (syn && end > at) return DROP.STREAM_UNCLEAR
+    if ((flags & (tcp.ACK | tcp.RST)) === tcp.ACK && (flow.sides & (1 << other)) !== 0) {
+      if (syn) streams.open(row, other, tcp.acknowledgment(b, header))
+      streams.acknowledge(row, other, tcp.acknowledgment(b, header))
+    }
+    if (syn && side !== flow.client) flow.opened = true
+    if ((flow.sides & (1 << side)) === 0) return 0
+    if (flow.strict && side === flow.client) {
+      if ((flags & tcp.URG) !== 0) return DROP.STREAM_UNCLEAR
+      // NB: a SYN proves nothing: the server may have refused it, and still have the connection that went before.
+      if (!flow.opened && end > at) this.give(flow, row, 'the beginning of its connection was not seen')
+    }
     const fin = (flags & tcp.FIN) !== 0
     const stopped = streams.segment(row, side, tcp.sequence(b, header), syn, fin, b, at, end)
     if (stopped !== DROP.STREAM_FULL || !streams.exhausted || !flow.listeners.every(({ wants }) => wants.tolerant))
@@ -116,11 +132,35 @@ export class Contents implements StreamSink {
   data(row: number, side: number, bytes: Uint8Array, at: number, end: number, offset: number): void {
     const flow = this.flows.get(row)
     if (flow === undefined) return
-    if (side === flow.client) this.read(flow, row, bytes.subarray(at, end), offset)
+    if (side === flow.client) this.read(flow, row, bytes.subarray(at, end))
     for (const { listener } of flow.listeners) listener.data?.(row, side, bytes, at, end, offset)
   }
 
+  gap(row: number, side: number): void {
+    const flow = this.flows.get(row)
+    if (flow === undefined || side !== flow.client) return
+    flow.http = flow.hello = flow.dns = undefined
+    flow.fresh = true
+  }
+
   end(): void {}
+
+  /** Whether a flow is listened to that must be HTTP/1. */
+  isStrict(row: number): boolean {
+    return this.flows.get(row)?.strict === true
+  }
+
+  /** Whether a SYN-ACK answers another connection than that which was listened to so far. */
+  isAnother(frame: number, row: number): boolean {
+    const { pool } = this
+    return this.streams.isAnother(row, 1 - pool.reversed[frame], tcp.acknowledgment(pool.bytes, pool.transport[frame]))
+  }
+
+  /** Gives up reading HTTP. */
+  private give(flow: Flow, row: number, why: string): void {
+    flow.http = undefined
+    for (const { listener } of flow.listeners) listener.notHttp?.(row, why)
+  }
 
   private forget(row: number): void {
     this.flows.delete(row)
@@ -138,16 +178,13 @@ export class Contents implements StreamSink {
   }
 
   /** The next bytes of what a client says. */
-  private read(flow: Flow, row: number, bytes: Uint8Array, offset: number): void {
-    if (offset === 0 && !flow.strict) this.detect(flow, row, bytes[0])
+  private read(flow: Flow, row: number, bytes: Uint8Array): void {
+    if (flow.fresh && !flow.strict) this.detect(flow, row, bytes[0])
+    flow.fresh = false
     const { http, hello, dns } = flow
     if (http !== undefined) {
       http.feed(bytes)
-      if (http.state !== 'http') {
-        flow.http = undefined
-        const why = http.state === 'broken' ? http.flaw : http.state
-        for (const { listener } of flow.listeners) listener.notHttp?.(row, why)
-      }
+      if (http.state !== 'http') this.give(flow, row, http.state === 'broken' ? http.flaw : http.state)
     }
     if (hello !== undefined) {
       hello.feed(bytes)
@@ -176,6 +213,17 @@ export class Contents implements StreamSink {
       for (const { listener } of flow.listeners) listener.request?.(row, head)
     }, !flow.strict)
   }
+}
+
+/** Whether a packet is a part of one; an IPv6 packet of one fragment is whole (RFC 6946). */
+function isFragment(pool: Pool, frame: number): boolean {
+  if (pool.transport[frame] === 0) return true
+  const b = pool.bytes
+  const network = pool.network[frame]
+  if (b[network] >> 4 === 4) return ipv4.isFragment(b, network)
+  if (pool.transport[frame] === network + ipv6.HEADER) return false
+  const fragment = ipv6.fragmentAt(b, network, packetEnd(pool, frame))
+  return fragment !== 0 && ipv6.moreFragments(b, fragment)
 }
 
 function combine(flow: Flow): void {

@@ -22,6 +22,7 @@ export function parseQuery(b: Uint8Array, at: number, end: number): DnsQuestion[
   const questions: DnsQuestion[] = []
   let place = at + HEADER
   for (let i = 0; i < count; i++) {
+    const start = place
     let name = ''
     let raw = ''
     for (;;) {
@@ -29,7 +30,7 @@ export function parseQuery(b: Uint8Array, at: number, end: number): DnsQuestion[
       const length = b[place++]
       if (length === 0) break
       // NB: a pointer in a question would be to an earlier question; nobody sends that (RFC 1035 section 4.1.4 lets them).
-      if (length > 63 || place + length > end || name.length + length > NAME_LIMIT) return undefined
+      if (length > 63 || place + length > end || place + length - start > NAME_LIMIT) return undefined
       name += `${name && '.'}${escaped(b, place, place + length)}`
       raw += `${raw && '.'}${String.fromCharCode(...b.subarray(place, place + length))}`
       place += length

@@ -46,16 +46,34 @@ const STRICT = 0
 /** All that llhttp can be lenient in (Node's kLenientAll). */
 const LENIENT = 0xff
 
+/** The number of a method that stands elsewhere in Node's list. */
+const QUERY = 46
+const STAND_IN = 0x5f
+const CR = 13
+const LF = 10
+const HEAD_END = '\r\n\r\n'
+
+/** Where a strict reader is: at a request's first line, in the rest of its head, or so many bytes from the end of its body. */
+const PLACE = { LINE: -1, HEAD: -2, CHUNKS: -3 } as const
+
 /** The requests of one connection; one thread. */
 export class HttpReader {
   state: HttpState = 'http'
   /** Why it is broken. */
   flaw = ''
   private readonly parser: Parser
+  private readonly lenient: boolean
   private readonly headers: string[] = []
   private target = ''
+  private place: number = PLACE.LINE
+  private line = ''
+  /** The last byte of a head so far. */
+  private last = 0
 
-  /** `onHead` gets every request's head when that is complete. A lenient one reads on where a server might, too. */
+  /**
+   * `onHead` gets every request's head when that is complete. A lenient one reads on where a server might, too; a strict one is broken by what servers
+   * read differently.
+   */
   constructor(onHead: (head: RequestHead) => void, lenient = false) {
     const parser = new HTTPParser()
     parser.initialize(HTTPParser.REQUEST, {}, HEAD_LIMIT, lenient ? LENIENT : STRICT)
@@ -72,35 +90,104 @@ export class HttpReader {
       target: string | undefined,
     ) => {
       if (headers !== undefined) this.headers.push(...headers)
-      const head = headOf(methods[method], this.target + (target ?? ''), this.headers.splice(0))
-      onHead({ ...head, version: `${major}.${minor}` })
+      const name = method === QUERY ? 'QUERY' : methods[method]
+      const head = headOf(name, this.target + (target ?? ''), this.headers.splice(0), `${major}.${minor}`)
       this.target = ''
+      this.place = placeBehind(head)
+      if (name === undefined) this.flaw = 'a method that HTTP does not have'
+      else if (!lenient) this.flaw = flawOf(head)
+      if (this.flaw === '') onHead(head)
       return 0
     }
     // Trailers come as parts of a head, too, with the target once more.
     parser[HTTPParser.kOnMessageComplete] = () => {
       this.headers.length = 0
       this.target = ''
+      this.place = PLACE.LINE
     }
     this.parser = parser
+    this.lenient = lenient
   }
 
   /** Takes the next bytes of the stream; once they are not HTTP/1 any more, says in `state` what they are. */
   feed(bytes: Uint8Array): void {
+    if (this.lenient) {
+      this.execute(bytes.includes(0) ? withoutNulls(bytes) : bytes)
+      return
+    }
+    const b = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
+    for (let at = 0; at < b.length && this.state === 'http'; ) {
+      const end = this.pieceEnd(b, at)
+      const isLine = this.place === PLACE.LINE
+      if (isLine) this.line += b.toString('latin1', at, end)
+      this.last = b[end - 1]
+      this.execute(b.subarray(at, end))
+      if (isLine && this.last === LF) this.checkLine()
+      at = end
+    }
+  }
+
+  private execute(bytes: Uint8Array): void {
     if (this.state !== 'http') return
+    if (this.place > 0) this.place -= bytes.length
     const result = this.parser.execute(bytes)
     if (typeof result === 'number') {
       // The parser stops behind a request that asks for another protocol.
       if (result < bytes.length) this.state = 'upgraded'
     } else if (result.code === 'HPE_PAUSED_H2_UPGRADE') this.state = 'http2'
+    else this.flaw ||= result.reason
+    if (this.flaw !== '') this.state = 'broken'
+  }
+
+  /** Where what is at hand ends, so that the next request begins a piece. */
+  private pieceEnd(b: Buffer, at: number): number {
+    const { place, last } = this
+    if (place > 0) return Math.min(at + place, b.length)
+    if (place === PLACE.HEAD) {
+      // The end of the head may have begun before.
+      if ((last === CR || last === LF) && (b[at] === CR || b[at] === LF)) return at + 1
+      const end = b.indexOf(HEAD_END, at, 'latin1')
+      return end < 0 ? b.length : end + HEAD_END.length
+    }
+    return b.indexOf(LF, at) + 1 || b.length
+  }
+
+  // NB: the parser takes a line without version for the beginning of a head, servers of HTTP/0.9 for a whole request.
+  private checkLine(): void {
+    const { line } = this
+    this.line = ''
+    if (this.state !== 'http' || line.trim() === '') return
+    if (/ HTTP\/\d\.\d\r\n$/.test(line)) this.place = PLACE.HEAD
     else {
       this.state = 'broken'
-      this.flaw = result.reason
+      this.flaw = 'a request line without HTTP version'
     }
   }
 }
 
-function headOf(method: string, target: string, flat: string[]): Omit<RequestHead, 'version'> {
+/** NB: the parser gives up at a null byte and some servers do not, so something that it takes anywhere stands for it. */
+function withoutNulls(bytes: Uint8Array): Uint8Array {
+  const others = Uint8Array.from(bytes)
+  for (let i = 0; i < others.length; i++) if (others[i] === 0) others[i] = STAND_IN
+  return others
+}
+
+/** Where a reader is behind a head; the parser has checked what it says of its body. */
+function placeBehind({ headers }: RequestHead): number {
+  const value = (wanted: string) => headers.find(([name]) => name.toLowerCase() === wanted)?.[1]
+  if (value('transfer-encoding') !== undefined) return PLACE.CHUNKS
+  return Number(value('content-length') ?? 0) || PLACE.LINE
+}
+
+/** Why servers read a request differently; empty when they do not. */
+function flawOf({ target, version, headers }: RequestHead): string {
+  const count = (wanted: string) => headers.filter(([name]) => name.toLowerCase() === wanted).length
+  if (count('host') > 1) return 'more than one Host'
+  if (version === '1.0' && count('transfer-encoding') > 0) return 'Transfer-Encoding in HTTP/1.0'
+  return isAmbiguous(target) ? 'a path that servers read differently' : ''
+}
+
+function headOf(method: string, target: string, flat: string[], version: string): RequestHead {
   const headers: [string, string][] = []
   for (let i = 0; i < flat.length; i += 2) headers.push([flat[i], flat[i + 1]])
   const absolute = /^[a-z][a-z0-9+.-]*:\/\/([^/?#]*)(.*)$/i.exec(target)
@@ -109,7 +196,7 @@ function headOf(method: string, target: string, flat: string[]): Omit<RequestHea
     (method === 'CONNECT' ? target : (headers.find(([name]) => name.toLowerCase() === 'host')?.[1] ?? ''))
   const host = authority.replace(/^.*@/, '').replace(/:\d*$/, '').toLowerCase()
   const path = absolute === null ? target : absolute[2].startsWith('/') ? absolute[2] : `/${absolute[2]}`
-  return { method, target, path: normalPath(path), host, headers }
+  return { method, target, path: normalPath(path), host, version, headers }
 }
 
 /** A path as servers take it: unreserved characters decoded, dot segments and doubled slashes away. */
@@ -130,4 +217,31 @@ export function normalPath(target: string): string {
     } else segments.push(part)
   }
   return `/${segments.join('/')}${query}`
+}
+
+/** Decodings after which a path that still changes is nobody's. */
+const DECODINGS = 4
+const NULL = '\0'
+
+/**
+ * Whether servers may find dot segments or an end in a path where others find none: behind slashes that are encoded, doubled or turned around, escapes in
+ * escapes, overlong UTF-8 (RFC 3629 section 10), parameters of a segment or an encoded null byte.
+ */
+export function isAmbiguous(target: string): boolean {
+  const [raw] = target.split(/[?#]/, 1)
+  if (!/[%\\;]|\/\//.test(raw)) return false
+  let text = normalPath(raw)
+  for (let i = 0; ; i++) {
+    const decoded = text
+      .replaceAll(/%(?:u00)?([0-9a-f]{2})/gi, (_, hex) => String.fromCharCode(Number.parseInt(hex, 16)))
+      .replaceAll('\xc0\xae', '.')
+      .replaceAll('\xc0\xaf', '/')
+    if (decoded === text) break
+    if (i === DECODINGS) return true
+    text = decoded
+  }
+  if (text.includes(NULL)) return true
+  if (text.split(/[/\\]/).some(segment => /^\.\.?(?:;|$)/.test(segment))) return true
+  // Two slashes are one for some, and an empty segment for others, which `..` takes away.
+  return /\/\//.test(raw) && /(?:^|\/)(?:\.|%2e){2}(?:\/|$)/i.test(raw)
 }

@@ -11,6 +11,8 @@ import { DROP, type DropReason } from '../../drop.ts'
 export interface StreamSink {
   /** Bytes [at, end) of a stream in order; `offset` is the first one's place in the stream. They are the caller's memory. */
   data(row: number, side: number, bytes: Uint8Array, at: number, end: number, offset: number): void
+  /** Of a stream whose beginning was not seen, neither were bytes that the other end has acknowledged: what comes now follows them. */
+  gap(row: number, side: number): void
   /** The stream has ended with a FIN that was reached. */
   end(row: number, side: number): void
 }
@@ -21,7 +23,8 @@ export interface StreamLimits {
   total: number
 }
 
-export const STREAM_LIMITS: StreamLimits = { flow: 1 << 20, total: 256 << 20 }
+/** Of a flow more than Linux has on its way by default (`net.ipv4.tcp_rmem`: 6 MiB). */
+export const STREAM_LIMITS: StreamLimits = { flow: 8 << 20, total: 256 << 20 }
 
 const SMALLEST = 4096
 
@@ -35,7 +38,11 @@ interface Stretch {
 interface Stream {
   /** Sequence number of offset 0. */
   initial: number
+  /** Its beginning was not seen. */
+  midway: boolean
   next: number
+  /** The first offset that the other end has not acknowledged; UNHEARD before it has acknowledged any. */
+  acknowledged: number
   /** Offset of the FIN; Infinity until there is one. */
   fin: number
   ended: boolean
@@ -47,6 +54,7 @@ interface Stream {
 }
 
 const NOTHING = new Uint8Array(0)
+const UNHEARD = -Infinity
 
 /** The streams of one worker's flows, by row and side (0 or 1). */
 export class Streams {
@@ -88,7 +96,7 @@ export class Streams {
     const first = syn ? (sequence + 1) | 0 : sequence
     let stream = this.streams[number]
     if (stream === undefined || (syn && stream.initial !== first && stream.next === 0 && stream.early.length === 0)) {
-      stream = { initial: first, next: 0, fin: Infinity, ended: false, base: 0, origin: 0, buffer: NOTHING, early: [] }
+      stream = newStream(first, !syn)
       this.streams[number] = stream
     }
     // Sequence numbers wrap around, offsets do not: the one that is nearest to what comes next is meant.
@@ -106,8 +114,12 @@ export class Streams {
     if (to <= stream.next) return 0
     if (!this.keep(stream, from, to, bytes, at)) return DROP.STREAM_FULL
     if (from > stream.next) {
-      insert(stream.early, from, to)
-      return 0
+      // NB: of a stream that was seen from its beginning, who acknowledges more than there was lies.
+      if (!stream.midway || from > stream.acknowledged) {
+        insert(stream.early, from, to)
+        return 0
+      }
+      this.skip(stream, row, side, from)
     }
     this.deliver(stream, row, side, bytes, at + (stream.next - from), end)
     this.finish(stream, row, side)
@@ -119,7 +131,23 @@ export class Streams {
     const stream = this.streams[2 * row + side]
     if (stream === undefined) return
     const offset = stream.next + ((acknowledgement - ((stream.initial + stream.next) | 0)) | 0)
+    if (offset > stream.acknowledged) stream.acknowledged = offset
     if (offset > stream.base && offset <= stream.next) stream.base = offset
+  }
+
+  /** Begins a stream where the other end's SYN-ACK says, unless it has begun there already. */
+  open(row: number, side: number, acknowledgement: number): void {
+    const number = 2 * row + side
+    if (this.streams[number]?.initial === acknowledgement) return
+    this.drop(number)
+    this.streams[number] = newStream(acknowledgement, false)
+  }
+
+  /** Whether a SYN-ACK is of another connection than that whose bytes were seen. */
+  isAnother(row: number, side: number, acknowledgement: number): boolean {
+    const stream = this.streams[2 * row + side]
+    if (stream === undefined || stream.initial === acknowledgement) return false
+    return stream.next > 0 || stream.early.length > 0
   }
 
   /** Forgets a flow. */
@@ -132,6 +160,14 @@ export class Streams {
     if (stream === undefined) return
     this.kept -= stream.buffer.length
     this.streams[number] = undefined
+  }
+
+  /** Goes on behind bytes that the other end got without their being seen here. */
+  private skip(stream: Stream, row: number, side: number, to: number): void {
+    stream.next = to
+    stream.base = to
+    while (stream.early.length > 0 && stream.early[0].to <= to) stream.early.shift()
+    this.sink.gap(row, side)
   }
 
   private deliver(stream: Stream, row: number, side: number, bytes: Uint8Array, at: number, end: number): void {
@@ -186,12 +222,19 @@ export class Streams {
     return true
   }
 
-  // Where acknowledgements lag behind by more than a flow may keep, the oldest is given up: a second version of that can no longer be told.
+  // Where no acknowledgements are seen at all, the oldest is given up, of which a second version can no longer be told.
+  // NB: never where they lag behind: what came first may not have reached the other end, which then takes the second version.
   private forget(stream: Stream, to: number): boolean {
+    if (stream.acknowledged !== UNHEARD) return false
     const offset = Math.min(stream.next, to - this.limits.flow / 2)
     if (offset > stream.base) stream.base = offset
     return to - stream.base <= this.limits.flow
   }
+}
+
+function newStream(initial: number, midway: boolean): Stream {
+  const nothing = { next: 0, acknowledged: UNHEARD, fin: Infinity, ended: false, base: 0, origin: 0 }
+  return { initial, midway, ...nothing, buffer: NOTHING, early: [] }
 }
 
 /** Moves what is kept to the buffer's start. */

@@ -25,6 +25,9 @@ function collect(limits?: StreamLimits) {
         expected += end - at
         seen.push(Buffer.from(bytes.subarray(at, end)))
       },
+      gap() {
+        expected = Number.NaN
+      },
       end() {
         ended = true
       },
