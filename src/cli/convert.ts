@@ -181,6 +181,8 @@ function report(direction: 'encap' | 'decap', done: Done[], flags: ConvertFlags)
     const titles = ['input', 'stage', 'dropped', 'packets', 'because']
     const dropColumns = titles.map(title => ({ title, right: title === 'packets' }))
     if (drops.length > 0) out.write(`\n${table(dropColumns, drops).join('\n')}\n`)
+    if (direction === 'decap' && files.some(f => f.read > 0 && f.written === 0))
+      out.write('\nnothing was of this tunnel: --profile and --port say which it is\n')
   }
   for (const fault of faults) process.stderr.write(`detour: ${fault}\n`)
   if (faults.length > 0) process.exitCode = 1

@@ -41,12 +41,24 @@ export function faultCommand(): Command {
     .addArgument(new Argument('<FAULT>', 'the kind, or a SPEC such as mtu=1400,larger=truncate'))
     .action((spec: string, _: object, command: Command) => addFault(spec, command))
   for (const [name, text] of Object.entries(OPTIONS)) add.option(`--${name} <${name.toUpperCase()}>`, text)
+  add.addHelpText(
+    'after',
+    `
+Examples:
+  detour fault add drop --share 10% --for 30s --port 80
+  detour fault add delay --time 50ms --direction both
+  detour fault add mtu=1400,larger=truncate,direction=receive
+
+detour fault --help lists the kinds.`,
+  )
   const list = new Command('list')
     .description('Shows the faults, and how many packets each has befallen.')
+    .addHelpText('after', "\nExamples:\n  detour fault list\n  detour fault list --json | jq '.faults[].packets'")
     .action((_: object, command: Command) => talk(command, client => client.ask('faults', {})))
   const clear = new Command('clear')
     .description('Ends and forgets one fault, or all.')
-    .addArgument(new Argument('[ID]', 'as the list has it').argParser(parseId))
+    .addArgument(new Argument('[ID]', 'as the list has it; all when not given').argParser(parseId))
+    .addHelpText('after', '\nExamples:\n  detour fault clear 2\n  detour fault clear')
     .action((id: number | undefined, _: object, command: Command) =>
       talk(command, client => client.ask('clearFaults', id === undefined ? {} : { id })),
     )

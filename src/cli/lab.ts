@@ -47,8 +47,8 @@ interface Options {
 export function labCommand(): Command {
   return new Command('lab')
     .description(
-      'Builds pods, a node and a gateway in network namespaces, sends real traffic through the tunnel, kills the gateway\n' +
-        'and the node, and shows what the fail mode does. Exits with 0 only when every step did what it should.\n' +
+      'Builds pods, a node and a gateway in network namespaces, sends real traffic through the tunnel, kills the gateway ' +
+        'and the node, and shows what the fail mode does. Exits with 0 only when every step did what it should. ' +
         'Without root it runs the replay of a capture instead.',
     )
     .addOption(new Option('--profile <NAME>', 'the tunnel').choices(PROFILE_NAMES).default('geneve'))
@@ -112,7 +112,7 @@ async function lab(options: Options, command: Command): Promise<void> {
     const all = result.report.steps.length
     const verdict = result.ok
       ? paint('green', `All ${all} steps did what they should.`)
-      : paint('red', `${all - good} of ${all} steps did not do what they should.`)
+      : paint('red', `${all - good} of ${all} steps failed or were not reached.`)
     console.log(`\n${verdict}\nReport: ${result.page}`)
   }
   process.exitCode = result.ok ? 0 : 1

@@ -1,9 +1,11 @@
 // `detour node`: the daemon of a cluster node.
 
+import { existsSync } from 'node:fs'
 import { Command, Option } from 'commander'
-import { configSchema } from '../control/config.ts'
+import { configSchema, configuredEndpoints } from '../control/config.ts'
 import { sampleYaml } from '../control/sample.ts'
 import { readYaml } from '../control/yaml.ts'
+import { DetourError } from '../errors.ts'
 import { keepOnly, NODE_CAPABILITIES, requireCapabilities } from '../os/capabilities.ts'
 
 /** Where the configuration is looked for. */
@@ -22,7 +24,7 @@ export function nodeCommand(): Command {
     return `  ${name.padEnd(16)}${purpose}${optional ? ' (optional)' : ''}`
   })
   return new Command('node')
-    .description("the daemon of a cluster node: steers its pods' packets through the tunnel")
+    .description("Runs the daemon of a cluster node, which steers its pods' packets through the tunnel.")
     .option('--config <FILE>', 'configuration, YAML', DEFAULT_FILE)
     .option('--check', 'only say whether the configuration is valid')
     .option('--print-config', 'print a configuration with every key, its default and what it means')
@@ -42,10 +44,11 @@ Capabilities that it needs; all others are dropped:
 ${capabilities.join('\n')}
 
 Examples:
-  detour node --print-config > ${DEFAULT_FILE}
-  detour node --check
+  sudo mkdir -p /etc/detour && detour node --print-config | sudo tee ${DEFAULT_FILE}
+  detour node --check                               after an endpoint's address is in it
   sudo detour node --config ${DEFAULT_FILE}
-  detour show attachments --socket /run/detour/detour.sock`,
+  sudo detour show attachments --socket /run/detour/detour.sock
+  sudo detour node --clean                          when it has been stopped for good`,
     )
     .action(run)
 }
@@ -55,8 +58,11 @@ async function run({ config: file, check, printConfig, clean, partner = false }:
     process.stdout.write(sampleYaml(configSchema, 'Configuration of detour node: every key and its default.'))
     return
   }
+  if (!clean && !existsSync(file))
+    throw new DetourError('not-found', `${file} is not there; make it from what detour node --print-config prints`)
   if (check) {
-    readYaml(configSchema, file)
+    if (configuredEndpoints(readYaml(configSchema, file)).length === 0)
+      throw new DetourError('bad-config', `${file}: no endpoint: name one as tunnel.remote, or several under endpoints`)
     process.stdout.write(`${file}: valid\n`)
     return
   }
@@ -64,7 +70,8 @@ async function run({ config: file, check, printConfig, clean, partner = false }:
   keepOnly(NODE_CAPABILITIES)
   if (clean) {
     const { cleanNode } = await import('../node/clean.ts')
-    for (const line of await cleanNode(file)) process.stdout.write(`${line}\n`)
+    const lines = await cleanNode(file)
+    process.stdout.write(lines.length === 0 ? 'Nothing was left.\n' : `${lines.join('\n')}\n`)
     return
   }
   const { runDaemon } = await import('../node/daemon.ts')

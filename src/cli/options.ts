@@ -1,5 +1,6 @@
 // Options that several subcommands share: the tunnel's, as people write them.
 
+import { statSync } from 'node:fs'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { type Config, configSchema, type WorkerCount } from '../control/config.ts'
 import { settingsOf } from '../control/profile.ts'
@@ -200,7 +201,11 @@ export function signaturesOf({
 
 /** Reads what the flags name; throws DetourError. */
 export function policyOf({ policy, inventory, denyWith }: PolicyFlags): Policy {
-  if (inventory === undefined) return policy === undefined ? ALLOW_ALL : readRules(policy)
+  if (inventory === undefined) {
+    if (policy === undefined) return ALLOW_ALL
+    if (!statSync(policy, { throwIfNoEntry: false })?.isDirectory()) return readRules(policy)
+    throw new DetourError('usage', `--policy ${policy}: manifests of a directory need --inventory beside them`)
+  }
   if (policy === undefined)
     throw new DetourError('usage', '--inventory is of use only to policies; name them with --policy')
   const manifests = { policies: readManifests([policy]), inventory: readYamlDocuments(inventory), denial: denyWith }

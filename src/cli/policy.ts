@@ -49,6 +49,7 @@ function checkCommand(): Command {
     .description('Reads manifests, of files and directories; everything that is not understood is an error.')
     .argument('<path...>', 'manifests, or directories of them')
     .option('--json', 'the policies as JSON')
+    .addHelpText('after', '\nExamples:\n  detour policy check policies/\n  detour policy check web.yaml db.yaml --json')
     .action((paths: string[], options: { json?: boolean }) => {
       const policies = readPolicies(paths)
       const rows = policies.map(({ name, where, isolates, rules }) => ({
@@ -83,6 +84,14 @@ function explainCommand(): Command {
       [],
     )
     .option('--json', 'the answer as JSON')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  detour policy explain --policy policies/ --inventory cluster.json --from shop/web-0 --to shop/db-0 --port 5432
+  detour policy explain --policy policies/ --inventory cluster.json --from 198.51.100.7 --to shop/web-0 --port 80 \\
+    --method GET --path /admin`,
+    )
     .action(explain)
 }
 

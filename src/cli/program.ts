@@ -1,6 +1,6 @@
 // The program: finds the subcommand, loads only that one, and turns errors into messages and exit statuses.
 
-import { Command, CommanderError } from 'commander'
+import { Command, CommanderError, Help, type Option } from 'commander'
 import { packageVersion } from '../control/package.ts'
 import { DetourError, exitStatus } from '../errors.ts'
 
@@ -117,8 +117,16 @@ async function build(argv: string[]): Promise<Command> {
   return adopt(program, 'detour')
 }
 
+/** Of options that may be repeated, help need not say that without them there are none. */
+function optionDescription(this: Help, option: Option): string {
+  const { defaultValue, description } = option
+  const none = Array.isArray(defaultValue) && defaultValue.length === 0
+  return none ? description : Help.prototype.optionDescription.call(this, option)
+}
+
 /** Gives a command and those below it the program's manners; `addCommand` does not. */
 function adopt(command: Command, path: string): Command {
+  command.configureHelp({ optionDescription })
   command.exitOverride().showHelpAfterError(`Usage: ${path} ${command.usage()}\nTry: ${path} --help`)
   for (const child of command.commands) adopt(child, `${path} ${child.name()}`)
   return command

@@ -60,7 +60,7 @@ const ADDRESS = {
 /** Says why this process cannot build a laboratory, or null when it can. */
 export function whyNoLab(): string | null {
   if (process.platform !== 'linux') return 'network namespaces need Linux'
-  if (process.getuid?.() !== 0) return 'network namespaces and BPF programs need root'
+  if (process.getuid?.() !== 0) return 'network namespaces and BPF programs need root (try with sudo)'
   // Root of a container may lack CAP_NET_ADMIN (bit 12) or CAP_SYS_ADMIN (bit 21); capabilities(7).
   const effective = BigInt(`0x${/^CapEff:\s*(\w+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0'}`)
   for (const [name, bit] of [

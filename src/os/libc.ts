@@ -203,11 +203,16 @@ export function errnoText(code: number): string {
   return known === undefined ? `errno ${code}` : `${known[0]} (${known[1]})`
 }
 
+const ADVICE: Record<number, string> = {
+  [ERRNO.EADDRINUSE]: '; end who has it (ss -anp shows) or name another',
+  [ERRNO.EADDRNOTAVAIL]: '; no interface here has it (ip address shows)',
+}
+
 /** The error for a call that returned -errno: `TUNSETIFF dt0: EBUSY (resource busy or locked)`. */
 export function systemError(call: string, object: string, result: number): DetourError {
   const code = -result
   const denied = code === ERRNO.EPERM || code === ERRNO.EACCES
-  const advice = denied ? '; run as root or grant CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN' : ''
+  const advice = denied ? '; run as root or grant CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN' : (ADVICE[code] ?? '')
   return new DetourError(denied ? 'permission' : 'system', `${call} ${object}: ${errnoText(code)}${advice}`)
 }
 

@@ -8,7 +8,7 @@ import { PLUGIN } from './entry.ts'
 import { flush, replaceFile } from './replace.ts'
 
 /** What an installation or removal of the executable came to. */
-export type Outcome = 'placed' | 'unchanged' | 'removed' | 'absent' | 'foreign'
+export type Outcome = 'placed' | 'would be placed' | 'unchanged' | 'would be removed' | 'removed' | 'absent' | 'foreign'
 
 /** What `npm run build:cni` makes in `dist`: the executable that needs no Node.js, and the bundle. */
 const BUILT = ['detour-cni', 'detour-cni.cjs']
@@ -34,7 +34,7 @@ export function placeExecutable(source: string, folder: string, dryRun = false):
   if (existsSync(path) && sumOf(path) === sum && recorded(folder) === sum && statSync(path).mode % 0o1000 === MODE) {
     return 'unchanged'
   }
-  if (dryRun) return 'placed'
+  if (dryRun) return 'would be placed'
   if (!existsSync(folder)) throw new DetourError('not-found', `${folder}: no such directory; --bin-dir names another`)
   const [uid, gid] = [process.getuid!(), process.getgid!()]
   // The record comes first: a crash between the two leaves a record of a file that is not there, not a file nobody knows.
@@ -54,7 +54,8 @@ export function removeExecutable(folder: string, dryRun = false): Outcome {
   const path = join(folder, PLUGIN)
   const exists = existsSync(path)
   if (exists && sumOf(path) !== recorded(folder)) return 'foreign'
-  if (!dryRun && existsSync(folder)) {
+  if (dryRun) return exists ? 'would be removed' : 'absent'
+  if (existsSync(folder)) {
     rmSync(path, { force: true })
     rmSync(record(folder), { force: true })
     flush(folder)

@@ -105,6 +105,7 @@ describe('install', () => {
     const before = on.all()
     const { stdout, status } = await install(on, '--dry-run')
     expect(status).toBe(0)
+    expect(stdout).toContain('detour-cni: would be placed')
     expect(stdout).toContain('10-crio-bridge-detour.conflist: would be written')
     expect(on.all()).toEqual(before)
     expect(readdirSync(on.binDir)).toEqual([])
