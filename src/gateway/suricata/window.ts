@@ -43,7 +43,8 @@ export class Window implements Text {
   /** Adds up to PIECE bytes that begin at number `offset` of the stream, and returns where they lie. */
   append(bytes: Uint8Array, at: number, end: number, offset: number): number {
     const count = end - at
-    if (this.shared) this.end = 0
+    // What lies behind a gap is no neighbour of what came before it.
+    if (this.shared || offset !== this.base + this.end) this.end = 0
     if (this.end + count > this.bytes.length) this.makeRoom(count)
     const place = this.end
     this.base = offset - place

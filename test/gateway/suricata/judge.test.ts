@@ -164,6 +164,15 @@ describe('the window over a stream', () => {
     expect(memory.used).toBe(0)
   })
 
+  it('begins anew behind a gap', () => {
+    const window = new Window(new WindowMemory(1 << 20))
+    const bytes = new Uint8Array(100).fill(1)
+    window.append(bytes, 0, 100, 0)
+    expect(window.append(bytes, 0, 100, 500)).toBe(0)
+    expect([window.base, window.end]).toEqual([500, 100])
+    expect(window.append(bytes, 0, 100, 600)).toBe(100)
+  })
+
   it('is of one segment where memory has run out', () => {
     const memory = new WindowMemory(1024)
     const [first, second] = [new Window(memory), new Window(memory)]
