@@ -118,6 +118,6 @@ function node(...args: string[]): void {
 const megabytes = (path: string) => `${(statSync(path).size / 1e6).toFixed(1)} MB`
 
 await buildBundle()
-buildExecutable()
 console.log(`${bundle} (${megabytes(bundle)}): for hosts with Node.js`)
+buildExecutable()
 console.log(`${executable} (${megabytes(executable)}): for hosts without, of Node.js ${process.version}`)
