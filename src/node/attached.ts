@@ -44,8 +44,14 @@ export interface AttachmentParts {
   directory: string
 }
 
+/** What was there before: nothing, what a dead process or this one has left, or what another process serves. */
+export type Origin = 'new' | 'left' | 'live'
+
 /** One intercepted pod interface; numbers and strings pass to a worker, the rest stays here. */
 export interface Attachment extends Readonly<Omit<AttachmentParts, 'sandbox' | 'own' | 'networks' | 'alsoFrom'>> {
+  readonly from: Origin
+  /** The addresses and prefixes that count as protected for it. */
+  readonly sources: readonly string[]
   /** As it is now, for another process. */
   parts(): AttachmentParts
   /** Turns interception on: counts all workers as alive for now. */
@@ -80,7 +86,7 @@ export function attached(
   given: AttachmentParts,
   protectedMap: number,
   takeAway: () => void,
-  inherited = false,
+  from: Origin = 'new',
 ): Attachment {
   const parts = { ...given }
   const { id, namespace, interface: name, directory } = parts
@@ -109,6 +115,7 @@ export function attached(
     rung: parts.rung,
     workers: parts.workers,
     directory,
+    from,
     get addresses() {
       return parts.addresses
     },
@@ -121,13 +128,16 @@ export function attached(
     get heartbeatLimitMs() {
       return parts.heartbeatLimitMs
     },
+    get sources() {
+      return sourcesOf(parts.own)
+    },
     parts: () => ({ ...parts }),
     enable() {
       heartbeat.enable(parts.failMode, parts.heartbeatLimitMs)
     },
     heartbeatAgeMs: () => (last === undefined ? heartbeat.ageMs() : 0),
     failCounters: () => last ?? heartbeat.read(),
-    toldBefore: inherited ? heartbeat.read() : { passed: 0, dropped: 0 },
+    toldBefore: from === 'live' ? heartbeat.read() : { passed: 0, dropped: 0 },
     isAttached: () => countHeld(namespace, directory) === PROGRAMS,
     update(addresses, mtu) {
       const before = parts.own

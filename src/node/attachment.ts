@@ -109,15 +109,16 @@ export function attach(options: AttachOptions): Attachment {
 export function inheritAttachment(parts: AttachmentParts, protectedMap: number): Attachment {
   const { id, namespace, sandbox, interface: name, directory } = parts
   const pinDirectory = directory.slice(0, directory.lastIndexOf('/'))
-  return attached(parts, protectedMap, () => cleanup({ id, namespace, sandbox, interface: name, pinDirectory }), true)
+  return attached(parts, protectedMap, () => cleanup({ id, namespace, sandbox, interface: name, pinDirectory }), 'live')
 }
 
-/** How both gates are held that a dead process left on the interface; undefined where they are not, or not as is wanted. */
+/** How gates are held that a dead process left on the interface, be it one alone; undefined where none is, or not as is wanted. */
 function gatesLeft(options: AttachOptions, link: LinkInfo): AttachRung | undefined {
   const { namespace, rung = 'auto' } = options
   const directory = pinDirectoryOf(options)
   const [out, back] = HOOKS.map(hook => heldBy({ namespace, interface: link.name, hook }, link.index, directory))
-  return out === back && (rung === 'auto' || rung === out) ? out : undefined
+  const held = out ?? back
+  return held === (back ?? out) && (rung === 'auto' || rung === held) ? held : undefined
 }
 
 /** Puts TAP, maps and programs in place, as far as they are not there; `opened` gets the descriptors. */
@@ -182,7 +183,8 @@ function place(options: AttachOptions, link: LinkInfo, kept: AttachRung | undefi
     ...{ mapFd, ownFd, own, networks, alsoFrom, workers, failMode, heartbeatLimitMs, directory },
   }
   const finish = (rung: AttachRung) => {
-    const attachment = attached({ ...parts, rung }, protectedMap, () => cleanup(options))
+    const from = kept === undefined ? 'new' : 'left'
+    const attachment = attached({ ...parts, rung }, protectedMap, () => cleanup(options), from)
     attachment.enable()
     return attachment
   }
@@ -283,4 +285,8 @@ const isThere = ({ namespace, sandbox }: Pick<AttachOptions, 'namespace' | 'sand
 const pinDirectoryOf = ({ pinDirectory = PIN_DIRECTORY, id }: { pinDirectory?: string; id: string }) =>
   `${pinDirectory}/${id}`
 
-const tapNameOf = (name: string) => `dt-${name.slice(0, 12)}`
+/** The name of the TAP beside an interface. Names have up to 15 characters; what is cut off of a long one is in the hash. */
+const tapNameOf = (name: string) =>
+  name.length <= 12
+    ? `dt-${name}`
+    : `dt-${name.slice(0, 6)}${createHash('sha256').update(name).digest('hex').slice(0, 6)}`

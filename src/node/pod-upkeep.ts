@@ -89,7 +89,13 @@ export class PodUpkeep {
     for (const kept of this.kept.values()) {
       if (kept.work !== undefined || (kept.changes.size === 0 && now < kept.due)) continue
       kept.due = now + EXAMINE_MS
-      this.examine(kept)
+      try {
+        this.examine(kept)
+      } catch (error) {
+        // One pod, which may do as it likes with its interface, does not keep the others from being looked at.
+        const alarm = `attachment ${kept.pod.id}`
+        this.options.alarms.raise(alarm, `${alarm}: ${(error as Error).message}`)
+      }
     }
     this.pause = Math.max(this.pause, now - this.lastTick)
     this.lastTick = now

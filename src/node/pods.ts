@@ -12,6 +12,7 @@ import { MAX_ATTACHMENTS } from '../pipeline/attachments.ts'
 import type { AttachmentParts } from './attached.ts'
 import { type Attachment, attach, inheritAttachment, macBytes } from './attachment.ts'
 import type { Forwarders } from './forwarders.ts'
+import { protect } from './prefixes.ts'
 
 /** A pod interface to protect. */
 export interface PodOptions {
@@ -84,7 +85,9 @@ export class Pods {
     try {
       await this.serve(number, { pod, attachment })
     } catch (error) {
-      await this.remove(number, () => attachment.detach()).catch(() => {})
+      // NB: where there was interception its fail mode goes on holding, until the next try.
+      const end = () => (attachment.from === 'new' ? attachment.detach() : attachment.withdraw())
+      await this.remove(number, end).catch(() => {})
       throw error
     }
     const capabilities = capabilityNames(attachment.capabilities).join(' ')
@@ -134,7 +137,10 @@ export class Pods {
   update(id: string, addresses: readonly string[], mtu: number): void {
     const number = this.numberOf(id)
     if (number === undefined) return
-    this.byNumber.get(number)?.attachment.update(addresses, mtu)
+    const { attachment } = this.byNumber.get(number) as Attached
+    const before = attachment.sources
+    attachment.update(addresses, mtu)
+    this.keepProtected(before)
     this.tell(number)
   }
 
@@ -225,10 +231,21 @@ export class Pods {
     const attached = this.byNumber.get(number)
     if (attached === undefined) return
     // Interception first, so that no packet is on its way to a queue that is gone.
+    const before = attached.attachment.sources
     end(attached.attachment)
     this.byNumber.delete(number)
+    this.keepProtected(before)
     this.options.changed?.({ detached: number })
     await this.options.forwarders.detach(number)
+  }
+
+  /** Protects what another pod has, too, of addresses that one had: an address may be given away before its last owner is taken away. */
+  private keepProtected(addresses: readonly string[]): void {
+    for (const { attachment } of this.byNumber.values())
+      protect(
+        this.options.protectedMap,
+        attachment.sources.filter(address => addresses.includes(address)),
+      )
   }
 
   /** What people see beside the id; empty when unknown. */

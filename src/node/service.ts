@@ -72,7 +72,8 @@ export class NodeService implements Operations {
 
   /** Takes away what has no namespace any more, and attaches what has but is not attached; what fails is told. */
   async sweep(): Promise<void> {
-    await Promise.all([...this.known.keys()].map(id => this.inTurn(id, () => this.examine(id))))
+    // One after the other: each holds up the main loop for a moment, and many at once would make it look dead.
+    for (const id of [...this.known.keys()]) await this.inTurn(id, () => this.examine(id))
   }
 
   /** Refuses what comes from now on; resolves when what was begun is done. */
@@ -138,16 +139,15 @@ export class NodeService implements Operations {
     const gone = [...this.known.values()].filter(record => record.network === network && !keep.has(record.id))
     const removed: string[] = []
     const failures: string[] = []
-    await Promise.all(
-      gone.map(record =>
-        this.inTurn(record.id, () => this.forget(record.id)).then(
-          () => removed.push(record.id),
-          error => failures.push(`${record.label}: ${(error as Error).message}`),
-        ),
-      ),
-    )
-    for (const record of gone)
-      if (removed.includes(record.id)) this.say(record, 'detached: the runtime does not know it any more')
+    for (const record of gone) {
+      try {
+        await this.inTurn(record.id, () => this.forget(record.id))
+        removed.push(record.id)
+        this.say(record, 'detached: the runtime does not know it any more')
+      } catch (error) {
+        failures.push(`${record.label}: ${(error as Error).message}`)
+      }
+    }
     if (failures.length > 0) throw new OperationFailure('unavailable', `not removed: ${failures.join('; ')}`)
     return { removed }
   }
@@ -164,7 +164,9 @@ export class NodeService implements Operations {
       ...{ id, containerId, ifname, network, netns, sandbox, label, podUid, addresses, inspected, reason },
       ...(failMode === undefined ? {} : { failMode }),
     }
-    await this.makeWay(record)
+    // NB: nothing else may happen between the last look at rivals and `remember`.
+    for (let rival = this.rivalOf(record); rival !== undefined; rival = this.rivalOf(record))
+      await this.makeWay(record, rival)
     const last = this.known.get(id)
     const attached = node.attachment(id)
     const same =
@@ -181,21 +183,29 @@ export class NodeService implements Operations {
     return { inspected, reason, id, mac: node.attachment(id)?.mac ?? '' }
   }
 
-  /** An interface has one attachment: one of a namespace that was at this path before goes, another of this one stays. */
-  private async makeWay({ id, netns, ifname, sandbox, inspected }: Known): Promise<void> {
-    if (!inspected) return
-    const others = [...this.known.values()].filter(
-      other => other.netns === netns && other.ifname === ifname && other.inspected,
+  /** Another attachment of the same interface, or of one that was there before. */
+  private rivalOf({ id, netns, sandbox, ifname, inspected }: Known): Known | undefined {
+    if (!inspected) return undefined
+    return [...this.known.values()].find(
+      other =>
+        other.id !== id &&
+        other.inspected &&
+        other.ifname === ifname &&
+        (other.sandbox === sandbox || other.netns === netns),
     )
-    for (const other of others) {
-      if (other.id === id) continue
-      if (other.sandbox === sandbox)
-        throw new OperationFailure(
-          'bad-request',
-          `${ifname} of ${netns} is attached already, for container ${other.containerId}`,
-        )
-      await this.inTurn(other.id, () => this.forget(other.id))
-    }
+  }
+
+  /** An interface has one attachment: one of a namespace that was at this path before goes, another of this one stays. */
+  private async makeWay({ netns, ifname, sandbox }: Known, rival: Known): Promise<void> {
+    const { id, containerId } = rival
+    if (rival.sandbox === sandbox)
+      throw new OperationFailure(
+        'bad-request',
+        `${ifname} of ${netns} is attached already, for container ${containerId}; DEL that one first`,
+      )
+    await this.inTurn(id, async () => {
+      if (this.known.get(id) === rival) await this.forget(id)
+    })
   }
 
   /** Writes the record first, so that what a crash leaves behind is known; without one nothing is begun. */

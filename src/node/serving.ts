@@ -12,6 +12,8 @@ import type { Settings } from './settings.ts'
 import type { Store } from './store.ts'
 
 const SWEEP_MS = 60_000
+/** Time between two tries to serve metrics. */
+const METRICS_MS = 1000
 
 /** Plugins of pods that start at the same time. */
 const CLIENTS = 256
@@ -33,6 +35,11 @@ export class Serving {
   private readonly timer: NodeJS.Timeout
   private control: ControlServer | undefined
   private metrics: MetricsServer | undefined
+  /** Why there are no metrics, as it was last told. */
+  private why = ''
+  /** The last thing that was begun with the configuration; what comes then waits for it. */
+  private turn: Promise<unknown> = Promise.resolve()
+  private closing = false
 
   private constructor(options: ServingOptions) {
     this.options = options
@@ -59,12 +66,19 @@ export class Serving {
   /** Hangs up on all clients, once what was begun for them is done; nothing is attached or detached afterwards. */
   async close(): Promise<void> {
     clearInterval(this.timer)
+    this.closing = true
     await this.service.close()
+    // NB: what it would serve after that would stand in the way of a successor.
+    await this.turn
     await Promise.all([this.control?.close(), this.metrics?.close()])
   }
 
   /** Reads the configuration again. Throws OperationFailure that says what is wrong with it, and then nothing has changed. */
-  async reload(): Promise<ReloadReply> {
+  reload(): Promise<ReloadReply> {
+    return this.inTurn(() => this.readAgain())
+  }
+
+  private async readAgain(): Promise<ReloadReply> {
     const { log, changed } = this.options
     const changes = await this.takeOver().catch(({ message }: Error) => {
       log(`configuration not taken over: ${message}`, { level: 'error', event: 'reload' })
@@ -115,16 +129,33 @@ export class Serving {
     }
     try {
       this.metrics = await startMetrics(node.source, { listen: metrics.listen, heartbeatLimitMs, ready, log })
+      this.why = ''
     } catch (error) {
-      // Packets matter more than figures: a port that somebody else has is no reason to leave pods alone.
-      log(`no metrics: ${(error as Error).message}`, { level: 'error' })
+      // Packets matter more than figures: a port that somebody else has, or a process that is dying, is no reason to leave pods
+      // alone. It is tried again.
+      const { message } = error as Error
+      if (message !== this.why) log(`no metrics: ${message}`, { level: 'error' })
+      this.why = message
+      const again = async () => {
+        if (this.metrics === undefined) await this.serveMetrics()
+      }
+      setTimeout(() => void this.inTurn(again).catch(() => {}), METRICS_MS).unref()
     }
+  }
+
+  private inTurn<T>(task: () => Promise<T>): Promise<T> {
+    if (this.closing) return Promise.reject(new OperationFailure('unavailable', 'the daemon is stopping'))
+    const mine = this.turn.then(task)
+    this.turn = mine.catch(() => {})
+    return mine
   }
 
   private async look(): Promise<void> {
     const { settings, node, log } = this.options
     try {
-      if (settings.refresh()) await node.reconfigure()
+      await this.inTurn(async () => {
+        if (settings.refresh()) await node.reconfigure()
+      })
       await this.service.sweep()
     } catch (error) {
       log(`upkeep of the attachments: ${(error as Error).message}`, { level: 'warn' })

@@ -52,7 +52,7 @@ export function nodeSource(parts: NodeParts, upkeep: Pick<Upkeep, 'list'>): Sour
     info: () => ({ face: 'node', profile }),
     counters: () => [...forwarders.counters(), gateCounters(pods.attachments)],
     flows: query => selectFlows(flows(), query, capacity),
-    attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, config, pods)),
+    attachments: () => pods.attachments.map(attachment => attachmentRow(attachment, pods)),
     underlay: () => [
       {
         device: underlay.device,
@@ -90,7 +90,7 @@ function alarmRows(alarms: Alarm[]): AlarmRow[] {
   return rows.sort((a, b) => Number(b.raised) - Number(a.raised) || a.sinceMs - b.sinceMs)
 }
 
-function attachmentRow(attachment: Attachment, config: Config, pods: Pods): AttachmentRow {
+function attachmentRow(attachment: Attachment, pods: Pods): AttachmentRow {
   const { redirected, passed, dropped } = attachment.failCounters()
   return {
     id: attachment.id,
@@ -100,9 +100,9 @@ function attachmentRow(attachment: Attachment, config: Config, pods: Pods): Atta
     mac: attachment.mac,
     addresses: [...attachment.addresses],
     mtu: attachment.mtu,
-    failMode: config.failMode,
+    failMode: attachment.failMode,
     heartbeatAgeMs: attachment.heartbeatAgeMs(),
-    heartbeatLimitMs: config.heartbeatLimitMs,
+    heartbeatLimitMs: attachment.heartbeatLimitMs,
     attachRung: attachment.rung,
     offloadRung: capabilityNames(attachment.capabilities).join(' '),
     redirected,

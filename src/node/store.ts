@@ -47,6 +47,8 @@ export interface Stale {
 }
 
 const SUFFIX = '.json'
+/** The file of a record, and of one that is not whole yet. */
+const FILE = /^([\w-]{1,64})\.json(|\.new)$/
 
 /** The folder of the records: one process, one thread. */
 export class Store {
@@ -61,16 +63,18 @@ export class Store {
     this.boot = boot
   }
 
-  /** Reads all of them; what cannot be used is told and removed. */
+  /** Reads all of them; what cannot be used is removed, and told where it is all that there is of an attachment. */
   load(): { records: AttachmentRecord[]; stale: Stale[] } {
     const records: AttachmentRecord[] = []
     const stale: Stale[] = []
     for (const name of readdirSync(this.directory).sort()) {
-      const [id] = name.split('.')
-      const why = name.endsWith(SUFFIX) ? this.read(name, id, records) : 'was being written'
+      const [, id, rest] = FILE.exec(name) ?? []
+      // Nothing that this class has made.
+      if (id === undefined) continue
+      const why = rest === '' ? this.read(name, id, records) : 'was being written'
       if (why === undefined) continue
-      stale.push({ id, why })
-      rmSync(join(this.directory, name), { force: true })
+      if (!records.some(record => record.id === id)) stale.push({ id, why })
+      rmSync(join(this.directory, name), { recursive: true, force: true })
     }
     return { records, stale }
   }

@@ -48,7 +48,12 @@ export function attachClassifier(
   if (rung !== 'clsact') {
     const link = inNamespace(namespace, () => attachTcx(program, interfaceIndex(name), hook, first))
     if (link >= 0) {
-      if (persist) pin(link, pathOf(directory, 'link', name, hook))
+      if (persist) {
+        const path = pathOf(directory, 'link', name, hook)
+        // One that holds nothing any more.
+        unpin(path)
+        pin(link, path)
+      }
       return { rung: 'tcx', link }
     }
     if (link !== -ERRNO.EINVAL) must(link, `BPF_LINK_CREATE tcx ${hook}`, name)

@@ -10,6 +10,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs'
@@ -260,6 +261,42 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
     expect(files()).toEqual([])
   })
 
+  it('two containers that want one interface at the same time: the first has it', async () => {
+    const wanted = [request({ containerId: 'one' }), request({ containerId: 'two' })]
+    const answers = await Promise.allSettled(wanted.map(each => service.attach(each)))
+    expect(answers.map(({ status }) => status)).toEqual(['fulfilled', 'rejected'])
+    expect(answers[1]).toMatchObject({
+      reason: { message: expect.stringContaining('is attached already, for container one') },
+    })
+    expect(node.attached.size).toBe(1)
+    // By whatever path.
+    const path = join(state, 'netns')
+    symlinkSync(`/run/netns/${A}`, path)
+    await expect(service.attach(request({ containerId: 'three', netns: path }))).rejects.toThrow('attached already')
+  })
+
+  it('many pods are worked on one after the other, so that the main loop gets its turns between them', async () => {
+    let now = 0
+    let most = 0
+    const slowly = async (work: () => void) => {
+      most = Math.max(most, ++now)
+      await new Promise(resolve => setImmediate(resolve))
+      work()
+      now--
+    }
+    const ids = ['a', 'b', 'c', 'd']
+    for (const id of ids) await client.ask('attach', another(id))
+    const { attached } = node
+    node.detach = (id: string) => slowly(() => attached.delete(id))
+    await client.ask('collect', { network: 'cluster', valid: [] })
+    expect([most, attached.size]).toEqual([1, 0])
+    for (const id of ids) await client.ask('attach', another(id))
+    attached.clear()
+    node.attach = (pod: PodOptions) => slowly(() => attached.set(pod.id, pod))
+    await service.sweep()
+    expect([most, attached.size]).toEqual([1, 4])
+  })
+
   it('a pod that is left alone is remembered as such', async () => {
     const reply = await client.ask('attach', request({ podNamespace: 'kube-system' }))
     expect(reply).toMatchObject({
@@ -419,15 +456,22 @@ describe.skipIf(missing !== '')(`what the daemon remembers${missing && ` (skippe
     put('half.json', JSON.stringify(record).slice(0, 40))
     put('other.json', JSON.stringify(record))
     put('new.json.new', '')
+    // Killed while it wrote again what it had written before: that one counts, and nothing of it is taken away.
+    put(`${name}.new`, '{')
+    // Whoever left these: they name no attachment, and so none is taken away for them.
+    put('.swp', '')
+    put('.json', '')
+    mkdirSync(join(state, 'attachments', 'folder.json'))
     const { records, stale } = new Store(state).load()
     expect(records.map(({ id }) => id)).toEqual([record.id])
     expect(stale.map(({ id, why }) => `${id} ${why.replace(/ \(.*/, '')}`)).toEqual([
       'earlier is of an earlier boot',
+      'folder cannot be read',
       'half cannot be read',
       'new was being written',
       `other says that it is ${record.id}`,
     ])
-    expect(files()).toEqual([name])
+    expect(files()).toEqual(['.json', '.swp', name])
   })
 
   it('pins without a record go, once they are old and nobody has beaten their heart for long', async () => {

@@ -2,6 +2,7 @@
 // configurations that change.
 
 import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -76,6 +77,9 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     expect(arrives(0, CLOSED)).toBe(false)
     expect(await scene.ask('check', scene.key(0))).toMatchObject({ ok: true })
     expect(await rows()).toMatchObject([{ id, mac: (await scene.ask('attach', scene.request(0))).mac }])
+    await scene.ask('attach', scene.request(1, { annotations: { 'detour.dev/fail-mode': 'open' } }))
+    expect((await rows()).map(({ failMode }) => failMode)).toEqual(['closed', 'open'])
+    await scene.ask('detach', scene.key(1))
     expect(await scene.ask('detach', scene.key(0))).toEqual({ found: true })
     expect(listing(scene.pods[0], 'eth0')).toBe(before)
     expect(arrives(0, CLOSED)).toBe(true)
@@ -173,6 +177,23 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     await expect.poll(() => again.send(), WAIT).toBe(true)
     const verdicts = async () => (await scene.ask('flows', { limit: 10, order: 'idle', port: CLOSED + 10 })).rows
     expect((await verdicts()).map(({ verdict }) => verdict)).toEqual(['steer'])
+  }, 120_000)
+
+  it('a port for metrics that is taken, as by a process that dies, is tried again', async () => {
+    const listen = 'require("net").createServer().listen(9469, "127.0.0.1", () => console.log("listens"))'
+    const holder = inNamespace(scene.node, () =>
+      spawn(process.execPath, ['-e', listen], { stdio: ['ignore', 'pipe', 'inherit'] }),
+    )
+    try {
+      await once(holder.stdout, 'data')
+      scene.configure({ ...CALM, metrics: { listen: '127.0.0.1:9469' } })
+      daemon = await scene.start()
+      expect(daemon.log()).toContain('no metrics: ')
+    } finally {
+      holder.kill('SIGKILL')
+    }
+    await daemon.said('metrics at http://127.0.0.1:9469')
+    expect(daemon.log().split('no metrics: ')).toHaveLength(2)
   }, 120_000)
 
   it('two runtimes at once: eight pods by eight clients, each served once', async () => {
