@@ -1,10 +1,12 @@
 // Vitest's settings: every test file in its own process, because network namespaces and FFI handles belong to threads.
 import { defineConfig } from 'vitest/config'
+import { Skips } from './skips.ts'
 
 export default defineConfig({
   test: {
     root: new URL('..', import.meta.url).pathname,
     include: ['test/**/*.test.ts'],
+    reporters: [new Skips(), 'default'],
     pool: 'forks',
     testTimeout: 30_000,
     hookTimeout: 30_000,

@@ -370,16 +370,21 @@ describe('detour node, as a command', () => {
     return execFileSync(process.execPath, [main, 'node', ...args], { encoding: 'utf8', stdio: 'pipe' })
   }
 
-  it('prints a configuration that it accepts; of another it says what is wrong', () => {
+  it('prints a configuration that wants only an endpoint; of another it says what is wrong', () => {
     const folder = mkdtempSync(join(tmpdir(), 'dtd-print-'))
     const file = join(folder, 'node.yaml')
     try {
       const printed = cli('--print-config')
       writeFileSync(file, printed)
+      expect(() => cli('--config', file, '--check')).toThrow(/no endpoint: name one as tunnel\.remote/)
+      writeFileSync(file, printed.replace('# remote:', 'remote: 192.0.2.1'))
       expect(cli('--config', file, '--check')).toBe(`${file}: valid\n`)
       writeFileSync(file, printed.replace('failMode: closed', 'failMode: closd'))
       expect(() => cli('--config', file, '--check')).toThrow(
         /failMode: "closd" is not allowed; .*did you mean "closed"/,
+      )
+      expect(() => cli('--config', join(folder, 'none.yaml'), '--check')).toThrow(
+        /none\.yaml is not there; .*--print-config/,
       )
     } finally {
       rmSync(folder, { recursive: true })
