@@ -3,6 +3,8 @@
 import { DetourError } from '../../errors.ts'
 import type { BufferName, Expression } from './model.ts'
 
+const VERTICAL = '\\n\\v\\f\\r\\x85'
+
 /** Flags that say where to look (Suricata 7, "pcre modifiers"). */
 const BUFFER_FLAGS: Record<string, BufferName> = {
   U: 'http.uri',
@@ -49,7 +51,7 @@ export function readExpression(
 
 /**
  * The expression with what PCRE means otherwise than JavaScript said out: a dot is all but a line feed, bytes outside ASCII are
- * bytes. `^` of every line and `$` become line feeds, which whoever searches puts around the text.
+ * bytes, `\v` is vertical white space. `^` of every line and `$` become line feeds, which whoever searches puts around the text.
  */
 function translated(body: string, lines: boolean, dotAll: boolean): { source: string; front: boolean; back: boolean } {
   let source = ''
@@ -60,7 +62,8 @@ function translated(body: string, lines: boolean, dotAll: boolean): { source: st
     const c = body[at]
     if (c === '\\') {
       const escaped = body[++at] ?? ''
-      source += `\\${escaped}`
+      if (escaped === 'v') source += inBrackets ? VERTICAL : `[${VERTICAL}]`
+      else source += `\\${escaped}`
     } else if (c.charCodeAt(0) > 127) source += `\\x${c.charCodeAt(0).toString(16)}`
     else if (inBrackets) {
       if (c === '[' && ':.='.includes(body[at + 1])) refuse('POSIX classes such as [:alpha:] are not supported')

@@ -133,6 +133,8 @@ const PARTS: Record<string, { flows: Flow[]; rules: string[] }> = {
       'tcp any any -> any any (pcre:"/^second\\x3a/m";',
       'tcp any any -> any any (pcre:"/first.second/";',
       'tcp any any -> any any (pcre:"/first.{2}second/s";',
+      'tcp any any -> any any (pcre:"/first\\v+second/";',
+      'tcp any any -> any any (pcre:"/t[\\v]{2}s/";',
       'http any any -> any any (http.uri; content:".php"; pcre:"/\\/[a-z]+\\d+\\.php\\?id=\\d$/U";',
       'http any any -> any any (content:".php"; http_uri; pcre:"/^\\/dir\\/[a-z]+\\.php$/U";',
       'http any any -> any any (http.header; content:"Host"; pcre:"/^Host: [^\\r\\n]+example/H";',
