@@ -40,13 +40,13 @@ export class Run {
   readonly groups = new Map<string, Decision[]>()
   private readonly flows = new Map<unknown, { key: string; decision: Decision }>()
 
-  /** Takes a line of a verdict log or of an EVE file, in which all but alerts is left out. Throws DetourError that begins with `where`. */
+  /** Takes a line of a verdict log or of an EVE file, of which all but alerts about flows is left out. Throws DetourError that begins with `where`. */
   line(text: string, where: string): void {
     if (text.trim() === '') return
     const event = parse(text, where)
     if (isVerdict(event)) this.verdict(event)
     else if (event.event_type === 'alert' && isAlert(event)) this.alert(event)
-    else if (typeof event.event_type !== 'string' || event.event_type === 'alert')
+    else if (typeof event.event_type !== 'string' || (event.event_type === 'alert' && !isOfNoFlow(event)))
       throw new DetourError('bad-file', `${where}: neither a verdict of a gateway nor an event in EVE JSON`)
   }
 
@@ -152,6 +152,11 @@ function isAlert(event: object): event is AlertLine {
   const { proto, src_ip, dest_ip, alert } = event as Partial<AlertLine>
   const words = [proto, src_ip, dest_ip, alert?.signature, alert?.action].every(word => typeof word === 'string')
   return words && typeof alert?.signature_id === 'number'
+}
+
+/** An alert about a packet in which Suricata found no addresses. */
+function isOfNoFlow(event: Record<string, unknown>): boolean {
+  return event.src_ip === undefined && typeof event.alert === 'object'
 }
 
 function end(address: string, port: number | undefined): string {

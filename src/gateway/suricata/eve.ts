@@ -28,7 +28,26 @@ export interface Event {
   destinationPort: number
 }
 
-const PROTOCOLS: Record<number, string> = { 1: 'ICMP', 6: 'TCP', 17: 'UDP', 58: 'IPv6-ICMP' }
+/** Names of protocols as Suricata writes them; of those that are seldom met there are numbers. */
+const PROTOCOLS: Record<number, string> = {
+  1: 'ICMP',
+  2: 'IGMP',
+  4: 'IP-in-IP',
+  6: 'TCP',
+  17: 'UDP',
+  41: 'IPv6',
+  47: 'GRE',
+  50: 'ESP',
+  51: 'AH',
+  58: 'IPv6-ICMP',
+  89: 'OSPF',
+  103: 'PIM',
+  112: 'VRRP',
+  132: 'SCTP',
+  136: 'UDPLite',
+}
+/** Protocols of which Suricata knows flows. */
+const DIRECTED: readonly number[] = [1, 6, 17, 58, 132]
 /** Names of record types as Suricata writes them; others are numbers. */
 const TYPES: Record<number, string> = {
   1: 'A',
@@ -70,7 +89,7 @@ export function eveLine(event: Event, alert: Alert): string {
     },
     ...layer(alert),
     ...(application !== undefined && { app_proto: application }),
-    direction: toServer ? 'to_server' : 'to_client',
+    ...(DIRECTED.includes(event.protocol) && { direction: toServer ? 'to_server' : 'to_client' }),
   })
 }
 

@@ -17,7 +17,8 @@ const reason = missing ? ' (skipped: needs python3-scapy and suricata)' : ''
 
 interface Flow {
   name: string
-  kind?: 'udp' | 'icmp'
+  /** `ip` for another protocol, whose number is `port`. */
+  kind?: 'udp' | 'icmp' | 'ip'
   port?: number
   client?: string
   six?: boolean
@@ -420,6 +421,7 @@ describe.skipIf(reason !== '')(`rules find what Suricata finds by them${reason}`
       { name: 'DNS', kind: 'udp', port: 53, said: [[0, 0, hex(query('Evil.example'))]] } satisfies Flow,
       tcp('over IPv6', 'ATTACK', { six: true }),
       { name: 'ICMP', kind: 'icmp', port: 0, said: [[0, 0, hex('covert')]] } satisfies Flow,
+      { name: 'OSPF', kind: 'ip', port: 89, client: '10.0.0.77', said: [[0, 0, hex('hello')]] } satisfies Flow,
       {
         name: 'answer',
         kind: 'udp',
@@ -438,6 +440,7 @@ describe.skipIf(reason !== '')(`rules find what Suricata finds by them${reason}`
       `alert tcp any any -> any any (content:"ATTACK"; priority:2; sid:4;)`,
       `alert icmp any any -> any any (content:"covert"; gid:7; sid:5;)`,
       `alert udp any any -> any any (content:"PONG"; classtype:misc-activity; sid:6;)`,
+      'alert ip 10.0.0.77 any -> any any (sid:7;)',
     ])
     const input = capture(flows)
     const theirs = bySuricata(input, rules, flows)
@@ -450,7 +453,7 @@ describe.skipIf(reason !== '')(`rules find what Suricata finds by them${reason}`
         .filter(event => event.event_type === 'alert')
         .sort((a, b) => a.alert.signature_id - b.alert.signature_id)
     const ours = events(join(folder, 'eve.json'))
-    expect(ours).toHaveLength(6)
+    expect(ours).toHaveLength(7)
     // What ours say, theirs say too; but a flow has another number, and a stream's end may be what makes theirs look.
     for (const [i, event] of events(join(folder, 'logs', 'eve.json')).entries()) {
       const { flow_id: _, timestamp, app_proto: __, ...rest } = ours[i]

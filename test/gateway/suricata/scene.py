@@ -16,6 +16,10 @@ for number, flow in enumerate(flows):
         for side, _, data in said:
             packets.append((out / UDP(sport=sport, dport=dport) if side == 0 else back / UDP(sport=dport, dport=sport)) / Raw(data))
         continue
+    if kind == 'ip':
+        for side, _, data in said:
+            packets.append(Ether(bytes(out)[:14]) / IP(src=client, dst=server, proto=dport) / Raw(data))
+        continue
     if kind == 'icmp':
         for side, _, data in said:
             packets.append((out / ICMP(type=8, id=sport) if side == 0 else back / ICMP(type=0, id=sport)) / Raw(data))
