@@ -8,6 +8,7 @@ export type ErrorCode =
   | 'system' // a system call failed; the message names call, object and errno
   | 'unsupported' // the kernel or platform lacks what was asked for
   | 'not-found' // a namespace, interface, daemon or file that is not there
+  | 'gone' // who was asked hung up before the answer
   | 'permission' // root or a capability is missing
 
 /** A set-up failure: `message` names the thing, its value and what to do about it. */

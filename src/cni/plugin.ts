@@ -36,11 +36,15 @@ export const INPUT_LIMIT = 4 << 20
 /** How long connecting and each answer of the daemon may take, by verb. A runtime asks for STATUS every five seconds. */
 export const PATIENCE_MS: Record<string, number> = { ADD: 20_000, DEL: 5000, CHECK: 5000, STATUS: 2000, GC: 30_000 }
 
+/** How long ADD waits for somebody to serve, ms: a process that takes over needs some tenths of a second. */
+const SUCCESSION_MS = 2000
+
 /** One call of an attachment's or a network's verb. */
 interface Call {
   parameters: Parameters
   json: JsonObject
   patienceMs: number
+  successionMs: number
   note: Outcome['note']
 }
 
@@ -60,7 +64,12 @@ const VERBS: Record<string, Verb> = {
 }
 
 /** Serves one call. Never throws; whatever it is given, a failure is an error object on standard output. */
-export async function plugin(env: Environment, stdin: Input, patience = PATIENCE_MS): Promise<Outcome> {
+export async function plugin(
+  env: Environment,
+  stdin: Input,
+  patience = PATIENCE_MS,
+  successionMs = SUCCESSION_MS,
+): Promise<Outcome> {
   const note: Outcome['note'] = { command: env.CNI_COMMAND }
   let cniVersion = NEWEST
   let logFile: string | undefined
@@ -80,7 +89,7 @@ export async function plugin(env: Environment, stdin: Input, patience = PATIENCE
     Object.assign(note, { cniVersion: asked, containerId, ifname, podNamespace, podName })
     if (typeof json.logFile === 'string') logFile = json.logFile
     checkVersion(asked, command, VERBS[command].since)
-    const output = await VERBS[command].run({ parameters, json, patienceMs: patience[command], note })
+    const output = await VERBS[command].run({ parameters, json, patienceMs: patience[command], successionMs, note })
     return { status: 0, output, note, logFile }
   } catch (error) {
     const failure =
@@ -112,7 +121,7 @@ async function version(stdin: Input): Promise<string> {
   return JSON.stringify({ cniVersion, supportedVersions: VERSIONS })
 }
 
-async function add({ parameters, json, patienceMs, note }: Call): Promise<string> {
+async function add({ parameters, json, patienceMs, successionMs, note }: Call): Promise<string> {
   const configuration = readConfiguration(json)
   const { prevResult } = configuration
   if (prevResult === undefined && !configuration.unchained) {
@@ -127,20 +136,19 @@ async function add({ parameters, json, patienceMs, note }: Call): Promise<string
   }
   const { inspect, excludeNamespaces, failMode, name } = configuration
   const { netns, podNamespace, podName, podUid } = parameters
-  const reply = await ask(configuration, patienceMs, client =>
-    client.ask('attach', {
-      ...target(configuration, parameters),
-      netns,
-      network: name,
-      podNamespace,
-      podName,
-      podUid,
-      annotations: { ...parameters.annotations, ...configuration.annotations },
-      inspect,
-      excludeNamespaces,
-      failMode,
-    }),
-  )
+  const request = {
+    ...target(configuration, parameters),
+    netns,
+    network: name,
+    podNamespace,
+    podName,
+    podUid,
+    annotations: { ...parameters.annotations, ...configuration.annotations },
+    inspect,
+    excludeNamespaces,
+    failMode,
+  }
+  const reply = await ask(configuration, patienceMs, client => client.ask('attach', request), successionMs)
   Object.assign(note, { inspected: reply.inspected, reason: reply.reason, id: reply.id })
   return output
 }
@@ -215,7 +223,8 @@ async function ask<T>(
   { socket }: Pick<Configuration, 'socket'>,
   patienceMs: number,
   question: (client: ControlClient) => Promise<T>,
+  waitMs = 0,
 ): Promise<T> {
   const { askDaemon } = await import('./daemon.ts')
-  return askDaemon(socket, patienceMs, question)
+  return askDaemon(socket, patienceMs, question, waitMs)
 }

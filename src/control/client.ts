@@ -28,7 +28,7 @@ export class ControlRefusal extends DetourError {
 export interface ControlClient {
   /** The protocol version that both ends speak. */
   readonly version: number
-  /** Asks one thing. Throws ControlRefusal when the server refuses, DetourError when it is gone or silent for too long. */
+  /** Asks one thing. Throws ControlRefusal when the server refuses, DetourError: gone when it hung up, system when it is silent for too long. */
   ask<T extends Topic>(topic: T, body: RequestBodies[T]): Promise<ReplyBodies[T]>
   close(): void
 }
@@ -42,7 +42,7 @@ interface Waiting {
 
 /**
  * Connects and negotiates the version. `timeoutMs` bounds the connecting and each answer. Throws DetourError: not-found
- * when nobody listens there.
+ * when nobody listens there, gone when it hung up.
  */
 export async function connectControl(path: string, timeoutMs = 5000): Promise<ControlClient> {
   const connection = new Connection(await open(path, timeoutMs), path, timeoutMs)
@@ -96,8 +96,8 @@ class Connection implements ControlClient {
     this.path = path
     this.timeoutMs = timeoutMs
     socket.on('data', chunk => this.received(chunk))
-    socket.on('error', error => this.end(this.error(error.message)))
-    socket.on('close', () => this.end(this.error('the other side closed the connection')))
+    socket.on('error', error => this.end(this.error(error.message, 'gone')))
+    socket.on('close', () => this.end(this.error('the other side closed the connection', 'gone')))
   }
 
   ask<T extends Topic>(topic: T, body: RequestBodies[T]): Promise<ReplyBodies[T]> {
@@ -151,7 +151,7 @@ class Connection implements ControlClient {
     return new ControlRefusal(code, `control socket ${this.path}: ${message}`)
   }
 
-  private error(message: string): DetourError {
-    return new DetourError('system', `control socket ${this.path}: ${message}`)
+  private error(message: string, code: ErrorCode = 'system'): DetourError {
+    return new DetourError(code, `control socket ${this.path}: ${message}`)
   }
 }

@@ -89,9 +89,9 @@ export interface Operations {
   reload?(): Promise<ReloadReply>
 }
 
-/** Why an operation was refused: `unavailable` may succeed when tried again later, `bad-request` never will. */
+/** Why an operation was refused: `busy` may succeed in a moment, `unavailable` when tried again later, `bad-request` never will. */
 export class OperationFailure extends Error {
-  readonly code: 'unavailable' | 'bad-request'
+  readonly code: 'busy' | 'unavailable' | 'bad-request'
 
   constructor(code: OperationFailure['code'], message: string) {
     super(message)

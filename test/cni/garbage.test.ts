@@ -2,7 +2,7 @@
 
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
-import { plugin } from '../../src/cni/plugin.ts'
+import { PATIENCE_MS, plugin } from '../../src/cni/plugin.ts'
 import { spawnPlugin } from './process.ts'
 
 const VERBS = ['ADD', 'DEL', 'CHECK', 'STATUS', 'GC', 'VERSION']
@@ -64,7 +64,7 @@ function judge(command: string, status: number, output: string): void {
 it('anything: an error object, or what was asked', async () => {
   await fc.assert(
     fc.asyncProperty(environment, bytes, async (env, stdin) => {
-      const { status, output } = await plugin(env, [stdin])
+      const { status, output } = await plugin(env, [stdin], PATIENCE_MS, 0)
       judge(env.CNI_COMMAND, status, output)
     }),
     { numRuns: 2000 },

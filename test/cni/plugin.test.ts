@@ -1,6 +1,6 @@
 // The plugin against what real runtimes gave it, and against what none should.
 
-import { mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -204,6 +204,29 @@ describe('without a daemon', () => {
   })
 })
 
+describe('one daemon after another', () => {
+  it('ADD does not fail while the one stops, is gone, and the other comes', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'dtcni-'))
+    const path = join(folder, 'd.sock')
+    const serve = (attach: Operations['attach']) =>
+      serveControl(fakeSource().source, { path, operations: { attach } as Operations })
+    const stopping = new OperationFailure('busy', 'the daemon is stopping')
+    const asked = new Promise<void>(resolve => {
+      void serve(() => {
+        resolve()
+        return Promise.reject(stopping)
+      }).then(first => asked.then(() => first.close()))
+    })
+    const added = run('ADD', config(path))
+    await asked
+    while (existsSync(path)) await new Promise(setImmediate)
+    const second = await serve(async () => ({ inspected: true, reason: '', id: 'second', mac: '02:00:00:00:00:01' }))
+    expect(await added).toMatchObject({ status: 0, note: { id: 'second' } })
+    await second.close()
+    rmSync(folder, { recursive: true })
+  })
+})
+
 describe('what the daemon answers', () => {
   const failing = (failure: Error) => {
     const fail = () => Promise.reject(failure)
@@ -212,6 +235,7 @@ describe('what the daemon answers', () => {
 
   it.each([
     [new OperationFailure('unavailable', 'starting up'), 11],
+    [new OperationFailure('busy', 'stopping for long'), 11],
     [new OperationFailure('bad-request', 'annotation x'), 7],
     [new Error('no such link'), 100],
   ])('%s: its words reach the runtime', async (failure, code) => {
