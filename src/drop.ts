@@ -56,7 +56,7 @@ const REASONS = {
   STREAM_OVERLAP: 'a TCP segment says something else than what was seen of the same place in its stream',
   STREAM_FULL: 'a TCP segment is too far ahead of a gap, or of what was acknowledged, to be kept',
   STREAM_UNCLEAR:
-    'a TCP packet whose content its receiver may read differently: a fragment, urgent data, data of a SYN',
+    'content that cannot be judged as its receiver may read it: a fragment, urgent data, data of a SYN',
   ENDPOINT_DOWN: 'the endpoint does not answer and the attachment fails closed',
   FLOW_TABLE_FULL: 'the flow table is full',
   FLOW_QUOTA: 'the attachment has as many flows as one may have',

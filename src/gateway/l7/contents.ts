@@ -93,14 +93,15 @@ export class Contents implements StreamSink {
     const flow = this.flows.get(row)
     if (flow === undefined) return 0
     for (const { listener } of flow.listeners) listener.packet?.(frame, row)
-    const isTcp = pool.protocol[frame] === ipv4.PROTOCOL.TCP
-    if (isTcp && isFragment(pool, frame)) return DROP.STREAM_UNCLEAR
-    if (pool.transport[frame] === 0) return 0
     const at = pool.payload[frame]
     const end = packetEnd(pool, frame)
     const side = pool.reversed[frame]
-    if (!isTcp) {
-      if (side === flow.client && flow.serverPort === DNS_PORT) this.datagram(flow, row, frame, at, end)
+    const isTcp = pool.protocol[frame] === ipv4.PROTOCOL.TCP
+    const isQuery = !isTcp && side === flow.client && flow.serverPort === DNS_PORT
+    if (!isTcp && !isQuery) return 0
+    if (isFragment(pool, frame)) return DROP.STREAM_UNCLEAR
+    if (isQuery) {
+      this.datagram(flow, row, frame, at, end)
       return 0
     }
     const b = pool.bytes

@@ -219,6 +219,7 @@ export function normalPath(target: string): string {
   return `/${segments.join('/')}${query}`
 }
 
+const ORIGIN = /^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i
 /** Decodings after which a path that still changes is nobody's. */
 const DECODINGS = 4
 const NULL = '\0'
@@ -228,7 +229,7 @@ const NULL = '\0'
  * escapes, overlong UTF-8 (RFC 3629 section 10), parameters of a segment or an encoded null byte.
  */
 export function isAmbiguous(target: string): boolean {
-  const [raw] = target.split(/[?#]/, 1)
+  const [raw] = target.replace(ORIGIN, '').split(/[?#]/, 1)
   if (!/[%\\;]|\/\//.test(raw)) return false
   let text = normalPath(raw)
   for (let i = 0; ; i++) {

@@ -2,7 +2,7 @@
 
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { request } from 'node:http'
+import { METHODS, request } from 'node:http'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -10,7 +10,7 @@ import { connect } from 'node:tls'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { DnsReader, parseQuery } from '../../../src/gateway/l7/dns.ts'
-import { HEAD_LIMIT, HttpReader, normalPath, type RequestHead } from '../../../src/gateway/l7/http.ts'
+import { HEAD_LIMIT, HttpReader, isAmbiguous, normalPath, type RequestHead } from '../../../src/gateway/l7/http.ts'
 import { HelloReader } from '../../../src/gateway/l7/tls.ts'
 
 let folder: string
@@ -125,10 +125,52 @@ describe('HTTP', () => {
     ['a null byte', 'GET /\0 HTTP/1.1\r\nHost: h\r\n\r\n'],
     ['a head without end', `GET /${'a'.repeat(2 * HEAD_LIMIT)}`],
     ['no HTTP', 'SSH-2.0-OpenSSH_9.6\r\n'],
+    ['RTSP', 'DESCRIBE rtsp://h/ RTSP/1.0\r\nCSeq: 1\r\n\r\n'],
+    ['no version', 'GET /\r\n'],
+    ['two hosts', 'GET / HTTP/1.1\r\nHost: h\r\nHost: i\r\n\r\n'],
+    ['chunks in HTTP/1.0', 'POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'],
+    ['dots behind an encoded slash', 'GET /a%2f../b HTTP/1.1\r\nHost: h\r\n\r\n'],
   ])('is broken by %s', (_, text) => {
     const { reader } = heads(Buffer.from(text))
     expect(reader.state).toBe('broken')
     expect(reader.flaw).not.toBe('')
+  })
+
+  it('finds a request without version behind any body, cut anywhere', () => {
+    const talk = Buffer.from(`${TALK}GET /zero\r\n`)
+    for (let at = 0; at < talk.length; at++) {
+      const { all, reader } = heads(talk, [0, at, talk.length])
+      expect(all).toHaveLength(4)
+      expect(reader.flaw).toBe('a request line without HTTP version')
+    }
+  })
+
+  it('knows all methods of Node', () => {
+    for (const method of METHODS.filter(one => one !== 'CONNECT' && one !== 'SOURCE'))
+      expect(heads(Buffer.from(`${method} / HTTP/1.1\r\nHost: h\r\n\r\n`)).all[0].method).toBe(method)
+  })
+
+  it.each(['/a/b%20c/d%2Fe;v=1/./f//g?x=../%00', '/', '*', 'http://h/a%C3%A4/./b/../c', '/..a/b..'])(
+    '%s means the same everywhere',
+    target => {
+      expect(isAmbiguous(target)).toBe(false)
+    },
+  )
+
+  it.each([
+    '/a%2f..%2fb',
+    '/a%5C..%5Cb',
+    '/a\\..\\b',
+    '/a/%252e%252e/b',
+    '/a/..;x/b',
+    '/a%00/b',
+    '/a/%c0%ae%c0%ae/b',
+    '/a/%u002e%u002e/b',
+    '/a//../b',
+    'http://h/a%2f../b',
+    `/%${'25'.repeat(9)}41`,
+  ])('%s does not', target => {
+    expect(isAmbiguous(target)).toBe(true)
   })
 
   it('tells HTTP/2 and upgrades', () => {
