@@ -16,6 +16,7 @@ import {
   type WorkerCount,
 } from '../control/config.ts'
 import { packageRoot } from '../control/package.ts'
+import { DetourError } from '../errors.ts'
 import { readRules } from '../gateway/rules.ts'
 import type { LabOptions } from '../lab/lab.ts'
 import { runReplay } from '../lab/replay.ts'
@@ -90,6 +91,7 @@ Examples:
 
 async function lab(options: Options, command: Command): Promise<void> {
   const reason = whyNoLab()
+  if (reason !== null && options.clean) throw new DetourError('permission', `lab: ${reason}`)
   if (reason !== null) return replayInstead(reason, options)
   if (options.clean) {
     const named = command.getOptionValueSource('run') === 'cli'

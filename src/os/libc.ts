@@ -203,6 +203,8 @@ export function errnoText(code: number): string {
   return known === undefined ? `errno ${code}` : `${known[0]} (${known[1]})`
 }
 
+const CAPABILITIES = 'CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_SYS_ADMIN'
+
 const ADVICE: Record<number, string> = {
   [ERRNO.EADDRINUSE]: '; end who has it (ss -anp shows) or name another',
   [ERRNO.EADDRNOTAVAIL]: '; no interface here has it (ip address shows)',
@@ -212,7 +214,8 @@ const ADVICE: Record<number, string> = {
 export function systemError(call: string, object: string, result: number): DetourError {
   const code = -result
   const denied = code === ERRNO.EPERM || code === ERRNO.EACCES
-  const advice = denied ? '; run as root or grant CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN' : (ADVICE[code] ?? '')
+  const lacking = call === 'bind' && code === ERRNO.EACCES ? 'CAP_NET_BIND_SERVICE' : CAPABILITIES
+  const advice = denied ? `; run as root or grant ${lacking}` : (ADVICE[code] ?? '')
   return new DetourError(denied ? 'permission' : 'system', `${call} ${object}: ${errnoText(code)}${advice}`)
 }
 
