@@ -133,7 +133,7 @@ async function run(options: Options, command: Command): Promise<void> {
     const listening = {
       where: gateway.where,
       profile: options.profile,
-      rules: 'rules' in policy ? policy.rules.length : policy.policies.length,
+      rules: ('rules' in policy ? policy.rules.length : policy.policies.length) + (signatures?.length ?? 0),
       control: control.path,
     }
     say.write(options.json ? `${JSON.stringify({ event: 'listening', ...listening })}\n` : introduce(listening))

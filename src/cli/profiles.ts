@@ -42,7 +42,7 @@ Examples:
   detour profiles
   detour profiles aws-gwlb
   detour encap -r in.pcap -w out.pcap --profile aws-gwlb --set endpointId=0123456789abcdef
-  detour gateway --listen 0.0.0.0 --profile azure-gwlb --vni 2000 --set externalVni=2001`,
+  sudo detour gateway --listen 10.99.0.2 --interface eth0 --profile azure-gwlb --vni 2000 --set externalVni=2001`,
     )
     .action(run)
 }
