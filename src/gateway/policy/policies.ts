@@ -41,7 +41,7 @@ export function readPolicies(paths: readonly string[]): PodPolicy[] {
 
 /** What documents mean; throws as `readPolicies`. */
 export function policiesOf(documents: readonly ManifestDocument[]): PodPolicy[] {
-  return documents.flatMap(({ value, where }) => {
+  const policies = documents.flatMap(({ value, where }) => {
     const { kind, items } = value as { kind?: unknown; items?: unknown }
     const isList = typeof kind === 'string' && kind.endsWith('List') && Array.isArray(items)
     const objects = isList
@@ -49,6 +49,14 @@ export function policiesOf(documents: readonly ManifestDocument[]): PodPolicy[] 
       : [{ item: value, at: where }]
     return objects.flatMap(({ item, at }) => understand(item, at))
   })
+  const places = new Map<string, string>()
+  for (const { name, where } of policies) {
+    const other = places.get(name)
+    // A cluster has one of them, and which cannot be told: both together could allow more than either.
+    if (other !== undefined) throw new DetourError('bad-config', `${where}: ${name} stands in ${other}, too`)
+    places.set(name, where)
+  }
+  return policies
 }
 
 function understand(value: unknown, where: string): PodPolicy[] {

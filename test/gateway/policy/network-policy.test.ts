@@ -460,6 +460,14 @@ describe('NetworkPolicy', () => {
     expect(message).toMatch(said)
   })
 
+  it('refuses two policies of one name, of which a cluster has one', () => {
+    const one = manifest({ podSelector: {} })
+    expect(() => read([one, manifest({ podSelector: {}, ingress: [{}] })])).toThrow(
+      /policies\.yaml, document 2: NetworkPolicy x\/p stands in .*policies\.yaml, document 1, too/,
+    )
+    expect(read([one, manifest({ podSelector: {} }, 'p', 'y')]).all).toHaveLength(2)
+  })
+
   it('leaves no label out, whatever its name', () => {
     const podSelector = { matchLabels: JSON.parse('{ "__proto__": "x" }') }
     const [policy] = read([manifest({ podSelector })]).all
