@@ -1,9 +1,14 @@
 // Other people's captures: every HTTP request, TLS hello and DNS query that tshark finds in them is found by the gateway,
 // and nothing else; where the two differ by design, the table says how, and why.
 
-import { spawnSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
+import { tunnelOf } from '../../../src/cli/options.ts'
+import { DROP } from '../../../src/drop.ts'
+import { ALLOW_ALL } from '../../../src/gateway/rules.ts'
+import { parseRules } from '../../../src/gateway/suricata/parse.ts'
+import { runReplay } from '../../../src/lab/replay.ts'
 import { type Asked, byEngine, byTshark } from './seen.ts'
 
 const CAPTURES = new URL('../../../fixtures/captures/', import.meta.url).pathname
@@ -59,6 +64,18 @@ describe.skipIf(missing)(title, () => {
     const different = DIFFERENT[name]
     expect(ours, different?.why).toEqual(different === undefined ? theirs : different.ours(theirs))
     if (different !== undefined) expect(ours).not.toEqual(theirs)
+  })
+
+  it('queries in fragments are dropped, answers are not', async () => {
+    const input = `${CAPTURES}dnscap/frags.pcap`
+    const rule = 'alert dns any any -> any any (msg:"a query"; dns.query; content:"google"; sid:1;)'
+    const { signatures } = parseRules([{ file: 'rules', text: rule }], {}, 'refuse')
+    const limits = { tunnel: tunnelOf({}), policy: ALLOW_ALL, signatures }
+    const { gateway } = await runReplay({ input, ...limits, live: false, rate: 'max', workers: 1 })
+    const drops = gateway.find(({ name }) => name === 'inspect')!.drops(DROP.STREAM_UNCLEAR)
+    const filter = 'ip.dst == 8.8.8.8 and (ip.flags.mf == 1 or ip.frag_offset > 0)'
+    const fragments = execFileSync('tshark', ['-r', input, '-Y', filter], { encoding: 'utf8', stdio: 'pipe' })
+    expect(drops).toBe(fragments.trimEnd().split('\n').length)
   })
 
   it('are all there', () => {

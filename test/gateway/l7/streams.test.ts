@@ -138,6 +138,31 @@ describe('a stream', () => {
     expect(streams.kept).toBe(0)
   })
 
+  it('gives up nothing that its receiver may not have', () => {
+    const { streams, text } = collect({ flow: 8192, total: 16_384 })
+    const whole = Buffer.alloc(20_000, 'ab')
+    const other = Buffer.alloc(20_000, 'ba')
+    start(streams, 0)
+    streams.acknowledge(3, 1, 0)
+    expect(send(streams, whole, { from: 0, to: 8000 }, 0)).toBe(0)
+    expect(send(streams, whole, { from: 8000, to: 9000 }, 0)).toBe(DROP.STREAM_FULL)
+    expect(send(streams, other, { from: 0, to: 100 }, 0)).toBe(DROP.STREAM_OVERLAP)
+    streams.acknowledge(3, 1, 1000)
+    expect(send(streams, whole, { from: 8000, to: 9000 }, 0)).toBe(0)
+    expect(send(streams, other, { from: 900, to: 1100 }, 0)).toBe(DROP.STREAM_OVERLAP)
+    expect(text().equals(whole.subarray(0, 9000))).toBe(true)
+  })
+
+  it('begins where the other end says', () => {
+    const { streams, text } = collect()
+    start(streams, 500)
+    streams.open(3, 1, 7)
+    expect(streams.isAnother(3, 1, 500)).toBe(false)
+    send(streams, Buffer.from('abc'), { from: 0, to: 3 }, 7)
+    expect(text().toString()).toBe('abc')
+    expect([streams.isAnother(3, 1, 7), streams.isAnother(3, 1, 500)]).toEqual([false, true])
+  })
+
   it('shares what all may keep', () => {
     const { streams } = collect({ flow: 8192, total: 4096 })
     const whole = Buffer.alloc(5000)
