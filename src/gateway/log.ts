@@ -129,9 +129,17 @@ export class VerdictLog extends LineLog {
   }
 }
 
+/** How far dates reach, ms from the epoch (ECMA-262 section 21.4.1.1). */
+const FARTHEST = 8.64e15
+
+/** A packet's time as ISO 8601 has it, to the millisecond; a capture may say anything, so the nearest that a date can be. */
+export function isoTime(timeMs: number): string {
+  return new Date(Math.max(-FARTHEST, Math.min(timeMs, FARTHEST))).toISOString()
+}
+
 function format(v: Verdict): string {
   return JSON.stringify({
-    time: new Date(v.timeMs).toISOString(),
+    time: isoTime(v.timeMs),
     flow: v.flow,
     protocol: PROTOCOLS[v.protocol] ?? v.protocol,
     source: v.source,

@@ -7,6 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { fileSink, LineLog, type LogSink, sharedSink, type Verdict, VerdictLog } from '../../src/gateway/log.ts'
+import { eveLine } from '../../src/gateway/suricata/eve.ts'
+import { parseRules } from '../../src/gateway/suricata/parse.ts'
 import { random } from '../wire/build.ts'
 
 const verdict = (flow: number): Verdict => ({
@@ -73,6 +75,27 @@ test('a full pipe is waited for where packets can wait, and not where they canno
     closeSync(fd)
     rmSync(folder, { recursive: true })
   }
+})
+
+test('the time of a packet may be anything', () => {
+  const lines: string[] = []
+  const sink: LogSink = block => {
+    lines.push(...new TextDecoder().decode(block).trimEnd().split('\n'))
+    return block.length
+  }
+  const { signatures } = parseRules([{ file: 'x', text: 'alert ip any any -> any any (sid:1;)' }], {}, 'refuse')
+  const times = [0, 1_700_000_000_123.5, 2 ** 64, -(2 ** 64)]
+  const [log, eve] = [new VerdictLog(sink), new LineLog(sink)]
+  for (const timeMs of times) log.write({ ...verdict(1), timeMs })
+  log.end()
+  for (const timeMs of times) eve.line(eveLine({ ...verdict(1), timeMs }, { signature: signatures[0], toServer: true }))
+  eve.end()
+  expect(lines.map(line => JSON.parse(line)).map(({ time, timestamp }) => time ?? timestamp)).toEqual([
+    ...['1970-01-01T00:00:00.000Z', '2023-11-14T22:13:20.123Z'],
+    ...['+275760-09-13T00:00:00.000Z', '-271821-04-20T00:00:00.000Z'],
+    ...['1970-01-01T00:00:00.000000+0000', '2023-11-14T22:13:20.123500+0000'],
+    ...['+275760-09-13T00:00:00.000000+0000', '-271821-04-20T00:00:00.000000+0000'],
+  ])
 })
 
 test('lines of several workers come whole, each once', () => {

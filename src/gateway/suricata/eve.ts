@@ -4,6 +4,7 @@ import ipaddr from 'ipaddr.js'
 import type { DnsQuestion } from '../l7/dns.ts'
 import type { RequestHead } from '../l7/http.ts'
 import type { ClientHello } from '../l7/tls.ts'
+import { isoTime } from '../log.ts'
 import type { Signature } from './model.ts'
 
 /** What has matched, and what the flow had said by then. */
@@ -128,6 +129,6 @@ function address(text: string): string {
 /** As Suricata writes it in UTC: `2023-11-14T22:13:20.004000+0000`. */
 function timestamp(timeMs: number): string {
   const micros = Math.round((timeMs % 1) * 1000)
-  const text = new Date(Math.floor(timeMs)).toISOString()
+  const text = isoTime(Math.floor(timeMs))
   return `${text.slice(0, -1)}${String(Math.min(micros, 999)).padStart(3, '0')}+0000`
 }
