@@ -37,6 +37,23 @@ describe('help', () => {
     expect((await detour(['help', command])).stdout).toBe(stdout)
   })
 
+  const BELOW = ['fault add', 'fault list', 'fault clear', 'policy check', 'policy explain']
+  test.each([...COMMANDS, ...BELOW])('of %s has examples of itself', async words => {
+    const { stdout } = await detour([...words.split(' '), '--help'])
+    const [, examples] = stdout.split(/^Examples.*:$/m)
+    expect(examples).toContain(` detour ${words}`)
+    expect(stdout).not.toContain('(default: [])')
+  })
+
+  test('of a Node.js that is too old says which will do, as package.json has it', () => {
+    const { engines } = JSON.parse(readFileSync('package.json', 'utf8'))
+    const [, oldest] = /^>=(\d+\.\d+)$/.exec(engines.node) ?? []
+    const pretend = 'Object.defineProperty(process, "versions", { value: { ...process.versions, node: "20.18.9" } })'
+    const main = ['--import', `data:text/javascript,${pretend}`, 'dist/src/cli/main.js', '--version']
+    const { status, stderr } = spawnSync(process.execPath, main, { encoding: 'utf8' })
+    expect([status, stderr]).toEqual([1, `detour: Node.js ${oldest} or later is needed; this is ${process.version}\n`])
+  })
+
   test('the version is that of the package', async () => {
     const { version } = JSON.parse(readFileSync('package.json', 'utf8'))
     expect(await detour(['--version'])).toEqual({ status: 0, stdout: `${version}\n`, stderr: '' })
