@@ -91,10 +91,10 @@ function track(worker: Worker, name: string, port: MessagePort, wake?: () => voi
   const asking = new Map<number, { resolve(answer: unknown): void; reject(error: unknown): void }>()
   let asks = 0
   port.on('message', ({ id, answer, failure }: Answer) => {
-    const { resolve, reject } = asking.get(id)!
+    const waiting = asking.get(id)
     asking.delete(id)
-    if (failure === undefined) resolve(answer)
-    else reject(new DetourError(failure.code, failure.message))
+    if (failure === undefined) waiting?.resolve(answer)
+    else waiting?.reject(new DetourError(failure.code, failure.message))
   })
   // The port must not keep the process alive; the worker itself does.
   port.unref()
@@ -115,17 +115,23 @@ function track(worker: Worker, name: string, port: MessagePort, wake?: () => voi
     done.then(early, reject)
   })
   // Whoever does not wait for these is not punished for it: `stop` and the other promise tell the same.
-  done.catch(() => {})
   ready.catch(() => {})
+  // Of a worker that has ended nothing comes back.
+  let ended: unknown
+  const giveUp = (error: unknown) => {
+    ended = error
+    for (const { reject } of asking.values()) reject(error)
+    asking.clear()
+  }
+  done.then(() => giveUp(new DetourError('system', `worker ${name} has ended`)), giveUp)
 
   function ask(request: unknown): Promise<unknown> {
+    if (ended !== undefined) return Promise.reject(ended)
     return new Promise((resolve, reject) => {
       const id = asks++
       asking.set(id, { resolve, reject })
       port.postMessage({ id, request })
       wake?.()
-      // Of a worker that has ended nothing comes back.
-      done.then(() => reject(new DetourError('system', `worker ${name} has ended`)), reject)
     })
   }
 

@@ -1,6 +1,8 @@
 // Workers: started, failing, stopped, and hanging.
 
 import { basename } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { describe, expect, test } from 'vitest'
 import { spawnWorker, workerFile } from '../../src/control/spawn.ts'
 
@@ -37,6 +39,22 @@ describe('a worker', () => {
     expect(await asked[3]).toEqual([{ two: Int32Array.of(2) }, 'answered'])
     await stop()
     await expect(ask('late')).rejects.toThrow('worker answer has ended')
+  })
+
+  test('that was asked keeps nothing of that alive', async () => {
+    setFlagsFromString('--expose-gc')
+    const collect = runInNewContext('gc') as () => void
+    const { ready, ask, stop } = start('answer')
+    await ready
+    const answers: WeakRef<object>[] = []
+    for (let i = 0; i < 10; i++) await ask(i).then(answer => answers.push(new WeakRef(answer as object)))
+    const alive = () => {
+      collect()
+      return answers.filter(answer => answer.deref() !== undefined).length
+    }
+    // What was last in hand may stay there.
+    await expect.poll(alive).toBeLessThan(5)
+    await stop()
   })
 
   test('that ends before it answers rejects', async () => {
