@@ -55,8 +55,7 @@ const REASONS = {
   FORBIDDEN: 'a policy forbids the request; answered with 403',
   STREAM_OVERLAP: 'a TCP segment says something else than what was seen of the same place in its stream',
   STREAM_FULL: 'a TCP segment is too far ahead of a gap, or of what was acknowledged, to be kept',
-  STREAM_UNCLEAR:
-    'content that cannot be judged as its receiver may read it: a fragment, urgent data, data of a SYN',
+  STREAM_UNCLEAR: 'content that cannot be judged as its receiver may read it: a fragment, urgent data, data of a SYN',
   ENDPOINT_DOWN: 'the endpoint does not answer and the attachment fails closed',
   FLOW_TABLE_FULL: 'the flow table is full',
   FLOW_QUOTA: 'the attachment has as many flows as one may have',

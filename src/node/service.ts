@@ -298,8 +298,7 @@ export class NodeService implements Operations {
   }
 
   private async inTurn<T>(id: string, task: () => Promise<T>): Promise<T> {
-    if (this.phase === 'stopping')
-      throw new OperationFailure('busy', 'the daemon is stopping; try again in a moment')
+    if (this.phase === 'stopping') throw new OperationFailure('busy', 'the daemon is stopping; try again in a moment')
     const before = this.work.get(id) ?? Promise.resolve()
     const mine = before.then(task, task)
     this.work.set(id, mine)
