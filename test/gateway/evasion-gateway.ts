@@ -20,11 +20,26 @@ import { parse } from '../../src/pipeline/parse.ts'
 /** Ethernet, IPv4, UDP and VXLAN. */
 const OUTER = 50
 
+export interface Verdict {
+  sourcePort: number
+  destinationPort: number
+  rule: string
+  action: string
+  detail?: string
+}
+
+export interface Came {
+  frame: Uint8Array
+  timeMs: number
+}
+
 export interface Gateway {
   /** What becomes of a frame: what comes out of the tunnel for it. */
   exchange(frame: Uint8Array, timeMs: number): Uint8Array[]
+  /** What came so far. */
+  readonly came: Came[]
   /** The verdict log so far. */
-  verdicts(): { sourcePort: number; destinationPort: number; rule: string; action: string; detail?: string }[]
+  verdicts(): Verdict[]
   /** Reasons for which packets were dropped so far. */
   drops(): string[]
   close(): void
@@ -57,8 +72,11 @@ export function gateway(policy: Policy, rules: Signature[]): Gateway {
     signatures: { rules, eveFd: -1 },
   })
   const batch = new Batch()
+  const came: Came[] = []
   return {
+    came,
     exchange(bytes, timeMs) {
+      came.push({ frame: bytes, timeMs })
       const frame = pool.alloc()
       pool.bytes.set(bytes, pool.start[frame])
       pool.length[frame] = bytes.length
@@ -89,4 +107,23 @@ export function gateway(policy: Policy, rules: Signature[]): Gateway {
       rmSync(folder, { recursive: true })
     },
   }
+}
+
+/** A pcap file (microseconds, Ethernet) of what came. */
+export function captureOf(came: Came[]): Buffer {
+  const header = Buffer.alloc(24)
+  header.writeUInt32LE(0xa1b2c3d4, 0)
+  header.writeUInt16LE(2, 4)
+  header.writeUInt16LE(4, 6)
+  header.writeUInt32LE(262_144, 16)
+  header.writeUInt32LE(1, 20)
+  const records = came.flatMap(({ frame, timeMs }) => {
+    const record = Buffer.alloc(16)
+    record.writeUInt32LE(Math.floor(timeMs / 1000), 0)
+    record.writeUInt32LE((timeMs % 1000) * 1000, 4)
+    record.writeUInt32LE(frame.length, 8)
+    record.writeUInt32LE(frame.length, 12)
+    return [record, frame]
+  })
+  return Buffer.concat([header, ...records])
 }

@@ -52,11 +52,12 @@ class Server:
         self.listener.setblocking(False)
         self.said, self.ended = {}, []
 
-    def read(self):
+    def read(self, seconds=0):
         while True:
-            ready, _, _ = select.select([self.listener, *self.said], [], [], 0)
+            ready, _, _ = select.select([self.listener, *self.said], [], [], seconds)
             if not ready:
                 return
+            seconds = 0
             for one in ready:
                 if one is self.listener:
                     self.said[one.accept()[0]] = bytearray()
@@ -79,6 +80,8 @@ class Server:
         self.read()
         said = [bytes(one) for one in [*self.ended, *self.said.values()]]
         for one in self.said:
+            # With a RST, after which the kernel has nothing to say again.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
             one.close()
         self.said, self.ended = {}, []
         return said
@@ -92,7 +95,7 @@ class Path:
     """The way from the client to the server and back, with or without a gateway."""
 
     def __init__(self, tap, server):
-        self.tap, self.server, self.gateway, self.time, self.inbox = tap, server, False, 0, []
+        self.tap, self.server, self.gateway, self.time, self.inbox, self.passed = tap, server, False, 0, [], 0
 
     def judged(self, frame):
         if not self.gateway:
@@ -102,6 +105,7 @@ class Path:
 
     def send(self, frame):
         self.time += 1
+        self.passed = 0
         self.deliver(self.judged(frame))
         self.server.read()
         self.pump()
@@ -114,11 +118,18 @@ class Path:
                 self.time += 1
                 self.deliver(self.judged(answer))
 
+    def until(self, done):
+        """Waits for what the server's kernel will say, if it has been told anything."""
+        while not done():
+            if self.passed == 0 or not select.select([self.tap], [], [], 10)[0]:
+                raise Closed
+            self.pump()
+
     def rest(self, ms):
         """Lets a time pass at the gateway, and so many strangers' packets that it looks after its flows."""
         self.time += ms
-        for port in range(200):
-            stranger = IP(src=CLIENT, dst='10.9.9.9', ttl=1) / UDP(sport=9, dport=1000 + port)
+        for i in range(400):
+            stranger = IP(src=CLIENT, dst='10.9.9.9', ttl=1) / UDP(sport=9, dport=1000 + i % 50)
             self.send(bytes(Ether(src=OUR_MAC, dst=SERVER_MAC) / stranger))
 
     def deliver(self, frames):
@@ -137,6 +148,7 @@ class Path:
             if was_right:
                 del packet[IP].chksum
             os.write(self.tap, bytes(packet))
+            self.passed += 1
 
 
 class Client:
@@ -166,12 +178,12 @@ class Client:
         self.answer()
         self.send(0, flags='A')
 
+    def heard(self, is_it):
+        return [one[TCP] for one in self.path.inbox if one[TCP].dport == self.port and is_it(one[TCP])]
+
     def answer(self):
-        for packet in self.path.inbox:
-            if packet[TCP].dport == self.port and packet[TCP].flags == 'SA':
-                self.peer = (packet[TCP].seq + 1) & MASK
-                return
-        raise Closed('no SYN-ACK')
+        self.path.until(lambda: self.heard(lambda one: one.flags == 'SA'))
+        self.peer = (self.heard(lambda one: one.flags == 'SA')[0].seq + 1) & MASK
 
     def say(self, text, size=1400, at=0, **more):
         for i in range(0, len(text), size):
@@ -297,7 +309,8 @@ def _(c):
     c.send(0, PUBLIC)
     c.path.rest(3_600_000)
     c.path.server.say(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n')
-    c.path.pump()
+    c.path.passed = 1
+    c.path.until(lambda: c.heard(lambda one: one.payload))
     c.send(len(PUBLIC), SECRET)
 
 
@@ -478,7 +491,12 @@ def _(c):
 @scene('allowed: more than is kept, which the server acknowledges')
 def _(c):
     c.connect()
-    c.say(get('/public', 'Content-Length: 9000000\r\n') + b'x' * 9_000_000, 30_000)
+    text = get('/public', 'Content-Length: 9000000\r\n') + b'x' * 9_000_000
+    for i in range(0, len(text), 30_000):
+        c.send(i, text[i:i + 30_000])
+        end = (c.isn + 1 + min(i + 30_000, len(text))) & MASK
+        c.path.until(lambda: c.heard(lambda one: one.ack == end))
+        c.path.inbox.clear()
 
 
 @scene('allowed: an encoded slash and odd letters')
@@ -487,7 +505,20 @@ def _(c):
     c.say(get('/public/a%2Fb/%41%20%c3%a4;v=1/./c//d?x=../%00'))
 
 
+def settle(path):
+    """Returns when the server has read all that has reached it: what is sent last is read last."""
+    path.gateway = False
+    last = Client(path)
+    last.connect()
+    last.send(0, b'.')
+    while b'.' not in path.server.said.values():
+        path.server.read(10)
+    path.server.said = {one: said for one, said in path.server.said.items() if said != b'.'}
+
+
 def main():
+    # The kernel takes frames in order on one processor.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tap = os.open('/dev/net/tun', os.O_RDWR)
     fcntl.ioctl(tap, 0x400454ca, struct.pack('16sH', b'tap0', 0x1002))
     for line in ('link set lo up', f'link set tap0 address {SERVER_MAC} mtu 65000 up', f'address add {SERVER}/24 dev tap0',
@@ -499,15 +530,17 @@ def main():
     for line in sys.stdin:
         wish = json.loads(line)
         path.gateway, path.time, path.inbox = wish['gateway'], 0, []
+        client = Client(path)
         try:
-            SCENES[wish['scene']](Client(path))
+            SCENES[wish['scene']](client)
         except Closed:
             pass
+        settle(path)
         said = server.forget()
         while select.select([tap], [], [], 0)[0]:
             os.read(tap, 1 << 16)
         read = [request for one in said for request in Handler(one).found]
-        print(json.dumps({'read': read, 'bytes': sum(map(len, said)), 'port': Client.ports}), flush=True)
+        print(json.dumps({'read': read, 'bytes': sum(map(len, said)), 'port': client.port}), flush=True)
 
 
 main()

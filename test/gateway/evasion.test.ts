@@ -2,19 +2,27 @@
 // through what these would read and a policy or a signature denies. Each scene is played without a gateway first.
 
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { tunnelOf } from '../../src/cli/options.ts'
+import { asData } from '../../src/cli/replay.ts'
 import type { Policy } from '../../src/gateway/judge.ts'
 import { ALLOW_ALL } from '../../src/gateway/rules.ts'
 import { parseRules } from '../../src/gateway/suricata/parse.ts'
+import { runReplay } from '../../src/lab/replay.ts'
 import { createNamespace, deleteNamespace, inNamespace } from '../../src/os/netns.ts'
+import type { ReportData } from '../lab/accounts.ts'
 import { missing, title } from '../netns/support.ts'
-import { type Gateway, gateway } from './evasion-gateway.ts'
+import { type Came, captureOf, type Gateway, gateway, type Verdict } from './evasion-gateway.ts'
 
 const PYTHON = '/usr/bin/python3'
 const NAMESPACE = `dte${process.pid}`
+const HOUR_MS = 3_600_000
 
 const pod = (name: string, ip: string) => ({
   kind: 'Pod',
@@ -185,12 +193,17 @@ class Stage {
 const withPolicy = () => gateway(POLICY, [])
 const withSignatures = () => gateway(ALLOW_ALL, parseRules([{ file: 'rules', text: RULES }], {}, 'refuse').signatures)
 
-function outcome(between: Gateway, { port }: Played): string {
-  const verdicts = between.verdicts().filter(one => one.sourcePort === port || one.destinationPort === port)
-  const stopped = verdicts.find(({ action }) => action !== 'allow')
-  if (stopped !== undefined) return `${stopped.action}: ${stopped.detail ?? stopped.rule}`
-  return between.drops().join() || 'allow'
+/** The first verdict about a client's port that is not `allow`. */
+function stopped(verdicts: Verdict[], port: number): string | undefined {
+  const one = verdicts.find(
+    ({ sourcePort, destinationPort, action }) =>
+      (sourcePort === port || destinationPort === port) && action !== 'allow',
+  )
+  return one && `${one.action}: ${one.detail ?? one.rule}`
 }
+
+const outcome = (between: Gateway, { port }: Played) =>
+  stopped(between.verdicts(), port) ?? (between.drops().join() || 'allow')
 
 describe.skipIf(missing !== '')(title('evasions'), () => {
   let stage: Stage
@@ -223,6 +236,36 @@ describe.skipIf(missing !== '')(title('evasions'), () => {
       } finally {
         between.close()
       }
+  })
+
+  it('are stopped in a replay as they were live', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'detour-evasion-'))
+    const [input, log] = [join(folder, 'in.pcap'), join(folder, 'log')]
+    const came: Came[] = []
+    const live: [port: number, stopped: string | undefined][] = []
+    const drops = new Set<string>()
+    for (const name of scenes) {
+      const between = withPolicy()
+      const { port } = await stage.play(name, between)
+      live.push([port, stopped(between.verdicts(), port)])
+      for (const reason of between.drops()) drops.add(reason)
+      // So long after the one before that all its flows have been forgotten.
+      const begin = (came.at(-1)?.timeMs ?? 0) + HOUR_MS
+      came.push(...between.came.map(({ frame, timeMs }) => ({ frame, timeMs: begin + timeMs })))
+      between.close()
+    }
+    try {
+      writeFileSync(input, captureOf(came))
+      const options = { tunnel: tunnelOf({}), policy: POLICY, live: false, rate: 'max', workers: 1 } as const
+      const report = await runReplay({ input, log, ...options })
+      const lines = readFileSync(log, 'utf8').trimEnd().split('\n')
+      const verdicts: Verdict[] = lines.map(line => JSON.parse(line))
+      expect(live.map(([port]) => [port, stopped(verdicts, port)])).toEqual(live)
+      const inspect = (asData(report) as ReportData).gateway.find(one => one.stage === 'inspect')!
+      expect(new Set(inspect.drops.map(({ reason }) => reason))).toEqual(drops)
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
 
   it.each(ALLOWED)('%s', async name => {
