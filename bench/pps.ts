@@ -5,13 +5,15 @@
 
 import type { Bench } from './harness.ts'
 import { contenders, openWays } from './traffic/contenders.ts'
-import { type BlastOptions, blast } from './traffic/load.ts'
+import { type Blast, type BlastOptions, blast } from './traffic/load.ts'
 import type { Path } from './traffic/paths.ts'
 import { onStage, whyNot } from './traffic/scene.ts'
 
 const SIZES = [64, 256, 512, 1024, 1400]
 const RATE = 50_000
 const ATTEMPTS = 5
+/** Processors that others may keep busy. NB: 1.6 of two made a packet at the fixed rate cost 7.3 µs instead of 4.7 (cold caches), one left 280,000 of 690,000 packets/s. */
+const CALM = 0.1
 const SOURCES = { frames: 'prepared frames', socket: 'UDP sockets' } as const
 
 export async function run(bench: Bench): Promise<void> {
@@ -27,25 +29,30 @@ export async function run(bench: Bench): Promise<void> {
           name: `${size}-byte packets delivered, all that go, from ${SOURCES[by]}`,
           unit: 'packets/s',
           better: 'more',
-          contenders: contenders(paths, async path => (await blast(path, { by, size, rate: 0, seconds })).delivered),
+          contenders: contenders(paths, async path => (await calmest(path, { by, size, rate: 0, seconds })).delivered),
         })
       await bench.ask({
         name: `machine time a 64-byte packet at ${RATE.toLocaleString('en-US')}/s, from ${SOURCES[by]}`,
         unit: 'µs',
         better: 'less',
-        contenders: contenders(comparable, path =>
-          cost(path, { by, size: 64, rate: RATE, seconds: bench.short ? 0.5 : 3 }),
+        contenders: contenders(
+          comparable,
+          async path => (await calmest(path, { by, size: 64, rate: RATE, seconds: bench.short ? 0.5 : 3 })).cost,
         ),
       })
     }
   })
 }
 
-/** A rate that is not held, because somebody else used a processor for a moment, is measured again. */
-async function cost(path: Path, options: BlastOptions): Promise<number> {
-  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const { delivered, cost } = await blast(path, options)
-    if (delivered > options.rate * 0.95 && cost > 0) return cost
+/** Measures again while others use the machine or the rate is not held; what they used least of counts. */
+async function calmest(path: Path, options: BlastOptions): Promise<Blast> {
+  const { rate } = options
+  let calmest: Blast | undefined
+  for (let attempt = 0; attempt < ATTEMPTS && !((calmest?.others ?? Number.NaN) < CALM); attempt++) {
+    const sent = await blast(path, options)
+    const held = rate === 0 || (sent.delivered > rate * 0.95 && sent.cost > 0)
+    if (held && (calmest === undefined || sent.others < calmest.others)) calmest = sent
   }
-  throw new Error(`${path.name}: less than 95% of ${options.rate} packets/s arrived, ${ATTEMPTS} times`)
+  if (calmest !== undefined) return calmest
+  throw new Error(`${path.name}: less than 95% of ${rate} packets/s arrived, ${ATTEMPTS} times`)
 }

@@ -11,7 +11,7 @@ import { inNamespace } from '../../src/os/netns.ts'
 import { UDP_OPTION } from '../../src/os/udp.ts'
 import type { EchoInput, EchoOutput } from './echo.ts'
 import type { GenerateInput, GenerateOutput } from './generate.ts'
-import { machineTime, spent } from './machine.ts'
+import { machineTime, others, spent } from './machine.ts'
 import type { Carried, Path } from './paths.ts'
 import { at, CLIENT, snmp } from './scene.ts'
 
@@ -109,6 +109,8 @@ export interface Blast {
   delivered: number
   /** Processor time of the machine a delivered packet, µs. */
   cost: number
+  /** Processors that foreign processes kept busy meanwhile. */
+  others: number
 }
 
 /** Sends UDP packets of 64 flows to a socket that takes none, and counts those it was offered, over the middle of the time. */
@@ -129,7 +131,11 @@ export function blast(path: Path, { by, size, rate, seconds }: BlastOptions): Pr
       if (packets === 0) throw new Error(`${path.name}: no packet arrived`)
       await assertCarried(path, before, 'packets', packets)
       const elapsed = to.time.at - from.time.at
-      return { delivered: (packets * 1000) / elapsed, cost: (spent(from.time, to.time) * 1000) / packets }
+      return {
+        delivered: (packets * 1000) / elapsed,
+        cost: (spent(from.time, to.time) * 1000) / packets,
+        others: others(from.time, to.time),
+      }
     } finally {
       await generator.stop('SIGKILL')
       sink()

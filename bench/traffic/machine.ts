@@ -36,6 +36,11 @@ export function spent(from: MachineTime, to: MachineTime): number {
   return (to.at - from.at) * cpus().length - (to.idle - from.idle) - (to.foreign - from.foreign)
 }
 
+/** Processors that foreign processes kept busy between two readings. */
+export function others(from: MachineTime, to: MachineTime): number {
+  return (to.foreign - from.foreign) / (to.at - from.at)
+}
+
 /** Idle, iowait and steal of the first line of /proc/stat, ms: the kernel counts idling exactly, the rest by sampling. */
 export function parseIdle(stat: string): number {
   const [, , , , idle, iowait, , , steal] = stat.split('\n', 1)[0].split(/\s+/).map(Number)

@@ -10,7 +10,15 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { repeated } from '../../bench/traffic/faults.ts'
 import type { GenerateInput } from '../../bench/traffic/generate.ts'
-import { foreignTime, machineTime, parseIdle, parseProcess, processTime, spent } from '../../bench/traffic/machine.ts'
+import {
+  foreignTime,
+  machineTime,
+  others,
+  parseIdle,
+  parseProcess,
+  processTime,
+  spent,
+} from '../../bench/traffic/machine.ts'
 import type { Counted, Seen } from '../../bench/traffic/mixed.ts'
 import type { PeerOutput } from '../../bench/traffic/peer.ts'
 import { flat, leaked, unbalanced, unexplained } from '../../bench/traffic/promises.ts'
@@ -56,6 +64,10 @@ describe('processor time', () => {
       process(11, 10, 40),
     ]
     expect(foreignTime(list, 10)).toBe(11)
+  })
+
+  it('tells how many processors others kept busy', () => {
+    expect(others({ at: 1000, idle: 0, foreign: 500 }, { at: 3000, idle: 70, foreign: 3500 })).toBe(1.5)
   })
 
   it('counts what a child uses as spent, and not as foreign', async () => {
