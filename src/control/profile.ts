@@ -2,7 +2,7 @@
 
 import { isIP } from 'node:net'
 import { DetourError } from '../errors.ts'
-import { type ProfileName, profileNamed } from '../pipeline/profile.ts'
+import { type Profile, type ProfileName, profileNamed } from '../pipeline/profile.ts'
 import type { Settings } from '../pipeline/setting.ts'
 import { didYouMean } from './suggest.ts'
 
@@ -32,7 +32,7 @@ export function isSettings(value: unknown): boolean {
 }
 
 /** All that is wrong with a tunnel for its profile. */
-export function profileFlaws({ profile: name, vni, local, remote, settings }: Configured): Flaw[] {
+export function profileFlaws({ profile: name, port, vni, local, remote, settings }: Configured): Flaw[] {
   const profile = profileNamed(name)
   const { vnis, outer } = profile
   const flaws: Flaw[] = []
@@ -54,15 +54,32 @@ export function profileFlaws({ profile: name, vni, local, remote, settings }: Co
       flaws.push({ path: ['settings', key], message: `no setting of profile ${name}; ${allowed}` })
     } else if (!setting.valid(value)) flaws.push({ path: ['settings', key], message: `allowed: ${setting.allowed}` })
   }
+  if (flaws.length === 0) flaws.push(...sameTunnel(profile, { port, settings }))
   return flaws
+}
+
+/** Two tunnels are told apart by their ports. */
+function sameTunnel(
+  profile: Profile,
+  { port = profile.port, settings }: Pick<Configured, 'port' | 'settings'>,
+): Flaw[] {
+  const { arriving } = profile.tunnel(completed(profile, settings))
+  if (arriving?.port !== port) return []
+  return [
+    { path: ['port'], message: `${port} is the port of profile ${profile.name}'s other tunnel; allowed: another` },
+  ]
+}
+
+function completed({ settings: known }: Profile, settings: Settings): Settings {
+  return { ...Object.fromEntries(Object.entries(known).map(([key, { usual }]) => [key, usual])), ...settings }
 }
 
 /** A tunnel without flaws, with what its profile has where nothing is configured. */
 export function completeProfile<Tunnel extends Configured>(tunnel: Tunnel): Tunnel & { port: number; vni: number } {
-  const { port, vnis, settings } = profileNamed(tunnel.profile)
+  const profile = profileNamed(tunnel.profile)
+  const { port, vnis } = profile
   const vni = 'fixed' in vnis ? vnis.fixed : (tunnel.vni ?? vnis.usual ?? vnis.min)
-  const usual = Object.fromEntries(Object.entries(settings).map(([key, setting]) => [key, setting.usual]))
-  return { ...tunnel, port: tunnel.port ?? port, vni, settings: { ...usual, ...tunnel.settings } }
+  return { ...tunnel, port: tunnel.port ?? port, vni, settings: completed(profile, tunnel.settings) }
 }
 
 /** A gateway's tunnel, checked and completed; anybody's VNI is welcome there, unless it tells tunnels apart. Throws DetourError. */

@@ -388,6 +388,12 @@ describe('azure-gwlb', () => {
     rig.balanced()
   })
 
+  test('one port for both tunnels is refused, for it would not tell them apart', () => {
+    expect(() => tunnelOf({ profile: 'azure-gwlb', port: '10801' })).toThrow(/10801 is the port of .* other tunnel/)
+    const set = ['externalPort=2000']
+    expect(() => tunnelOf({ profile: 'azure-gwlb', port: '2000', set })).toThrow(/tunnel\.port/)
+  })
+
   test('the ports and VNIs of its documentation are the default', () => {
     const { port: internal, vni: network, arriving: external } = tunnelOf({ profile: 'azure-gwlb' })
     expect({ internal, network, external }).toEqual({
