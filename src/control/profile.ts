@@ -65,9 +65,7 @@ function sameTunnel(
 ): Flaw[] {
   const { arriving } = profile.tunnel(completed(profile, settings))
   if (arriving?.port !== port) return []
-  return [
-    { path: ['port'], message: `${port} is the port of profile ${profile.name}'s other tunnel; allowed: another` },
-  ]
+  return [{ path: ['port'], message: `profile ${profile.name}'s other tunnel has this port; allowed: another` }]
 }
 
 function completed({ settings: known }: Profile, settings: Settings): Settings {

@@ -389,9 +389,11 @@ describe('azure-gwlb', () => {
   })
 
   test('one port for both tunnels is refused, for it would not tell them apart', () => {
-    expect(() => tunnelOf({ profile: 'azure-gwlb', port: '10801' })).toThrow(/10801 is the port of .* other tunnel/)
+    expect(() => tunnelOf({ profile: 'azure-gwlb', port: '10801' })).toThrow(
+      /--port '10801': .* other tunnel has this port/,
+    )
     const set = ['externalPort=2000']
-    expect(() => tunnelOf({ profile: 'azure-gwlb', port: '2000', set })).toThrow(/tunnel\.port/)
+    expect(() => tunnelOf({ profile: 'azure-gwlb', port: '2000', set })).toThrow(/--port '2000'/)
   })
 
   test('the ports and VNIs of its documentation are the default', () => {
