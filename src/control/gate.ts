@@ -20,8 +20,9 @@ const DISCOVERY = { FIRST: 133, ROUTER_ADVERTISEMENT: 134, NEIGHBOUR_ADVERTISEME
 /** Mark of a frame on its way back into the pod, only between the TAP and the pod's interface. A veth scrubs marks, so none can come from outside. */
 const MARK = 0x0de70000
 
-/** `skb->tc_index` of what a gate gives to the TAP: no socket can set it. */
+/** `skb->tc_index` of what a gate gives to the TAP, and of what leaves by the pod's interface: no socket can set it. */
 const SEAL = 0xde70
+const LEAVING = 0xde71
 
 // The worker reads the clock a little apart from the kernel: a heartbeat from the near future is alive, too.
 const SLACK = 8
@@ -29,7 +30,7 @@ const SLACK = 8
 const BPF_F_INGRESS = 1
 
 /** Changes with what the gates do or find in their maps: gates of another version must be replaced. */
-export const GATE_VERSION = 3
+export const GATE_VERSION = 4
 
 /** Bits of a value in the map of own addresses: the pod may send from it; it is on the pod's link. */
 export const OWN = { SOURCE: 1, ON_LINK: 2 } as const
@@ -76,10 +77,12 @@ export function gate(options: Gate): Uint8Array {
   const leaving = hook === 'egress'
   const a = new Assembler().move(R6, R1)
 
-  // What the worker sent is not steered again. Leaving, the TAP is the interface it came in by, which no process in the
-  // pod can feign (a mark it could: SO_MARK); arriving, it is marked.
-  if (leaving) a.load(4, R2, R6, SKB.INGRESS_IFINDEX).when(R2, '==', tapIndex, 'next')
-  else {
+  // What the worker sent is not steered again. Leaving, the TAP is the interface it came in by, and sealed: a process in the pod
+  // could feign a mark (SO_MARK), and, with CAP_NET_ADMIN, an interface of that number. Arriving, it is marked.
+  if (leaving) {
+    a.load(4, R2, R6, SKB.INGRESS_IFINDEX).when(R2, '!=', tapIndex, 'foreign')
+    a.load(4, R2, R6, SKB.TC_INDEX).when(R2, '==', LEAVING, 'next').label('foreign')
+  } else {
     a.load(4, R2, R6, SKB.MARK).when32(R2, '!=', MARK, 'foreign')
     a.set(R2, 0).store(4, R6, SKB.MARK, R2).exit(VERDICT.NEXT)
     a.label('foreign')
@@ -137,6 +140,7 @@ export function back(interfaceIndex: number, mac: Uint8Array): Uint8Array {
   const a = new Assembler().move(R6, R1)
   loadBytes(a, 0, MAC, ETHERNET).when(R0, '!=', 0, 'drop')
   unlessMac(a, SENDER_MAC, mac, 'arriving')
+  a.set(R2, LEAVING).store(4, R6, SKB.TC_INDEX, R2)
   redirect(a, interfaceIndex, 0)
   a.label('arriving').set(R2, MARK).store(4, R6, SKB.MARK, R2)
   redirect(a, interfaceIndex, BPF_F_INGRESS)

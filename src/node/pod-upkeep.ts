@@ -25,6 +25,9 @@ export interface PodUpkeepOptions {
   losses: Losses
 }
 
+/** Addresses in a line of the log, at most. */
+const SHOWN = 8
+
 interface Kept {
   pod: PodOptions
   /** What its losses are counted as: the name of its TAP's counters. */
@@ -127,11 +130,8 @@ export class PodUpkeep {
         alarms.raise(`${alarm} link`, `${alarm}: ${name} ${up ? 'has no carrier' : 'is down'}`)
       if (running) alarms.clear(`${alarm} link`, `${alarm}: ${name} is up again`)
       if (found.addresses.join() !== attachment.addresses.join() || found.link.mtu !== attachment.mtu) {
-        alarms.note(
-          `${alarm} changed`,
-          `${alarm}: ${name} now has ${found.addresses.join(', ')}, MTU ${found.link.mtu}`,
-        )
         pods.update(id, found.addresses, found.link.mtu)
+        alarms.note(`${alarm} changed`, `${alarm}: ${name} now has ${inWords(found.addresses)}, MTU ${found.link.mtu}`)
       }
       losses.count(kept.place, 'queue-full', 'the workers do not keep up', found.tap?.txDropped ?? 0)
       return
@@ -172,6 +172,10 @@ export class PodUpkeep {
     changes.add('filters')
   }
 }
+
+/** A pod may give its interface thousands. */
+const inWords = (addresses: string[]) =>
+  addresses.slice(0, SHOWN).join(', ') + (addresses.length > SHOWN ? ` and ${addresses.length - SHOWN} more` : '')
 
 /** What the fail mode's packets are counted as. */
 const failing = (id: string) => `attachment ${id} fail-mode`

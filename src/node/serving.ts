@@ -144,7 +144,8 @@ export class Serving {
   }
 
   private inTurn<T>(task: () => Promise<T>): Promise<T> {
-    if (this.closing) return Promise.reject(new OperationFailure('unavailable', 'the daemon is stopping'))
+    if (this.closing)
+      return Promise.reject(new OperationFailure('busy', 'the daemon is stopping; try again in a moment'))
     const mine = this.turn.then(task)
     this.turn = mine.catch(() => {})
     return mine

@@ -1,7 +1,7 @@
 // Interception of a pod interface, on real interfaces with real traffic.
 
 import { spawn } from 'node:child_process'
-import { closeSync, existsSync } from 'node:fs'
+import { closeSync, existsSync, writeFileSync } from 'node:fs'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import {
   type Attachment,
@@ -14,7 +14,7 @@ import {
 import { protect, unprotect } from '../../src/node/prefixes.ts'
 import type { FailCounters } from '../../src/os/heartbeat.ts'
 import { linkInfo } from '../../src/os/link.ts'
-import { inNamespace, tc } from '../../src/os/netns.ts'
+import { createNamespace, deleteNamespace, inNamespace, ipBatch, tc } from '../../src/os/netns.ts'
 import {
   type Child,
   HOST4,
@@ -249,6 +249,39 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     for (let i = 0; i < 5; i++) expect(marked.send()).toBe(true)
     expect(counted().redirected).toBe(before + 5)
     expect((await stop()).received).toBeGreaterThanOrEqual(5)
+  })
+
+  it('an interface that the pod puts in place of the TAP, under its number, gets no packet past the gate', () => {
+    const { tapName, tapIndex, tapFds } = take({ failMode: 'closed' })
+    for (const fd of tapFds) closeSync(fd)
+    const inner = 'dtc-att-inner'
+    createNamespace(inner)
+    try {
+      const feigned = `link add ${tapName} index ${tapIndex} type veth peer name far netns ${inner}`
+      ipBatch(
+        [`link del ${tapName}`, feigned, `address add 10.91.7.1/24 dev ${tapName}`, `link set ${tapName} up`],
+        wired.pod,
+      )
+      const way = `route add default via 10.91.7.1 src ${POD4}`
+      ipBatch([`address add ${POD4}/32 dev far`, 'link set far up', 'route add 10.91.7.1 dev far', way], inner)
+      const set = (name: string, value: string) => writeFileSync(`/proc/sys/net/ipv4/${name}`, value)
+      inNamespace(wired.pod, () => {
+        set('ip_forward', '1')
+        // Its packets are the pod's own that come from another side.
+        for (const each of ['all', tapName]) set(`conf/${each}/rp_filter`, '0')
+        set(`conf/${tapName}/accept_local`, '1')
+      })
+      const forwarded = new Probe(inner, wired.host, HOST4, 9000)
+      probes.push(forwarded)
+      // The gate gets it, and has no TAP to give it to.
+      until(
+        () => !forwarded.send(100) && attachment!.failCounters().redirected + attachment!.failCounters().dropped > 0,
+      )
+      for (let i = 0; i < 5; i++) expect(forwarded.send(100)).toBe(false)
+    } finally {
+      inNamespace(wired.pod, () => writeFileSync('/proc/sys/net/ipv4/ip_forward', '0'))
+      deleteNamespace(inner)
+    }
   })
 
   describe('a pod that sends from addresses that are not its own', () => {

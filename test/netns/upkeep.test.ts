@@ -367,6 +367,17 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     ip(['address', 'del', '10.244.99.99/32', 'dev', 'eth0'], POD)
     await logged(`eth0 now has ${addressOfPod(POD)}, MTU 1450`)
     expect(await isProtected()).toBe(false)
+
+    // More than there is room for: told once, and the other pod is looked after.
+    log.splice(0)
+    ipBatch(
+      Array.from({ length: 300 }, (_, i) => `address add fd91::${(i + 1).toString(16)}/128 dev eth0 nodad`),
+      POD,
+    )
+    await logged('ENOSPC')
+    ip(['address', 'add', '10.244.99.98/32', 'dev', 'eth0'], POD2)
+    await logged(`eth0 now has ${addressOfPod(POD2)}, 10.244.99.98`)
+    expect(lines(`attachment ${POD}: `)).toHaveLength(1)
   })
 
   for (const failMode of ['open', 'closed']) {

@@ -340,7 +340,7 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
     expect(await client.ask('ready', {})).toMatchObject({ ready: true, degraded: true })
     await service.close()
     expect(await client.ask('ready', {})).toMatchObject({ ready: false, reason: expect.stringContaining('stopping') })
-    await expect(client.ask('attach', request())).rejects.toMatchObject({ failure: 'unavailable' })
+    await expect(client.ask('attach', request())).rejects.toMatchObject({ failure: 'busy' })
   })
 
   it('collect removes what its network does not name, and goes on past errors', async () => {
