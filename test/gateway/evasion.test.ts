@@ -63,6 +63,8 @@ const FOLDED = 'reset: not HTTP/1: Unexpected whitespace after header value'
 const VERSION = 'reset: not HTTP/1: a request line without HTTP version'
 const URI = 'drop: signature 1:1:0 secret'
 const TEXT = 'drop: signature 1:2:0 secret'
+/** How lenient llhttp can be depends on its version. */
+const EITHER = expect.stringMatching(/^drop: signature 1:[12]:0 secret$/)
 
 /** What each gateway does, that with a policy and that with signatures: the first verdict that is not `allow`, or why it drops segments. */
 const EVASIONS: Record<string, [policy: string, signatures: string]> = {
@@ -110,7 +112,7 @@ const EVASIONS: Record<string, [policy: string, signatures: string]> = {
   'an absolute form': ['reset: GET http://server/secret', URI],
   'no version': [VERSION, TEXT],
   'no version behind an allowed request': [VERSION, TEXT],
-  'bare line feeds': ['reset: not HTTP/1: Expected CRLF after version', TEXT],
+  'bare line feeds': ['reset: not HTTP/1: Expected CRLF after version', EITHER],
   'two spaces': [SECRET, URI],
   'a folded header': [FOLDED, URI],
   'a folded header that hides the next': [FOLDED, URI],
@@ -231,7 +233,7 @@ describe.skipIf(missing !== '')(title('evasions'), () => {
     ] as const)
       try {
         const played = await stage.play(name, between)
-        expect(outcome(between, played)).toBe(expected)
+        expect(outcome(between, played)).toEqual(expected)
         expect(played.read.filter(isSecret)).toEqual([])
       } finally {
         between.close()
