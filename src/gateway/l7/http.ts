@@ -43,12 +43,15 @@ const { HTTPParser, methods } = createRequire(import.meta.url)('_http_common') a
 /** Bytes of a request's head, at most: what servers take. */
 export const HEAD_LIMIT = 16_384
 const STRICT = 0
-/** All that llhttp can be lenient in (Node's kLenientAll). */
-const LENIENT = 0xff
+/** All that llhttp can be lenient in (Node's kLenientAll), bare line feeds included. */
+const LENIENT = 0x3ff
 
 /** The number of a method that stands elsewhere in Node's list. */
 const QUERY = 46
 const STAND_IN = 0x5f
+// biome-ignore lint/suspicious/noControlCharactersInRegex: what is looked for
+const UNREADABLE = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]/
+const UNREADABLES = new RegExp(UNREADABLE, 'g')
 const CR = 13
 const LF = 10
 const HEAD_END = '\r\n\r\n'
@@ -61,11 +64,14 @@ export class HttpReader {
   state: HttpState = 'http'
   /** Why it is broken. */
   flaw = ''
-  private readonly parser: Parser
+  private readonly onHead: (head: RequestHead) => void
   private readonly lenient: boolean
+  /** Made with the first bytes: it takes 3.4 KB, and anybody can open connections that say nothing. */
+  private parser: Parser | undefined
   private readonly headers: string[] = []
   private target = ''
   private place: number = PLACE.LINE
+  /** A request's first line so far; a lenient reader keeps it to the end of the head. */
   private line = ''
   /** The last byte of a head so far. */
   private last = 0
@@ -75,8 +81,13 @@ export class HttpReader {
    * read differently.
    */
   constructor(onHead: (head: RequestHead) => void, lenient = false) {
+    this.onHead = onHead
+    this.lenient = lenient
+  }
+
+  private open(): Parser {
     const parser = new HTTPParser()
-    parser.initialize(HTTPParser.REQUEST, {}, HEAD_LIMIT, lenient ? LENIENT : STRICT)
+    parser.initialize(HTTPParser.REQUEST, {}, HEAD_LIMIT, this.lenient ? LENIENT : STRICT)
     // A head of more than 32 lines comes in parts.
     parser[HTTPParser.kOnHeaders] = (headers: string[], target: string) => {
       this.headers.push(...headers)
@@ -91,12 +102,13 @@ export class HttpReader {
     ) => {
       if (headers !== undefined) this.headers.push(...headers)
       const name = method === QUERY ? 'QUERY' : methods[method]
-      const head = headOf(name, this.target + (target ?? ''), this.headers.splice(0), `${major}.${minor}`)
+      const sent = this.sent(this.target + (target ?? ''))
+      const head = headOf(name, sent, this.headers.splice(0), `${major}.${minor}`)
       this.target = ''
       this.place = placeBehind(head)
       if (name === undefined) this.flaw = 'a method that HTTP does not have'
-      else if (!lenient) this.flaw = flawOf(head)
-      if (this.flaw === '') onHead(head)
+      else if (!this.lenient) this.flaw = flawOf(head)
+      if (this.flaw === '') this.onHead(head)
       return 0
     }
     // Trailers come as parts of a head, too, with the target once more.
@@ -105,23 +117,20 @@ export class HttpReader {
       this.target = ''
       this.place = PLACE.LINE
     }
-    this.parser = parser
-    this.lenient = lenient
+    return parser
   }
 
   /** Takes the next bytes of the stream; once they are not HTTP/1 any more, says in `state` what they are. */
   feed(bytes: Uint8Array): void {
-    if (this.lenient) {
-      this.execute(bytes.includes(0) ? withoutNulls(bytes) : bytes)
-      return
-    }
     const b = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length)
     for (let at = 0; at < b.length && this.state === 'http'; ) {
       const end = this.pieceEnd(b, at)
       const isLine = this.place === PLACE.LINE
       if (isLine) this.line += b.toString('latin1', at, end)
       this.last = b[end - 1]
-      this.execute(b.subarray(at, end))
+      const piece = b.subarray(at, end)
+      if (!this.lenient) this.execute(piece)
+      else this.execute(isLine ? readable(piece) : withoutNulls(piece))
       if (isLine && this.last === LF) this.checkLine()
       at = end
     }
@@ -130,6 +139,7 @@ export class HttpReader {
   private execute(bytes: Uint8Array): void {
     if (this.state !== 'http') return
     if (this.place > 0) this.place -= bytes.length
+    this.parser ??= this.open()
     const result = this.parser.execute(bytes)
     if (typeof result === 'number') {
       // The parser stops behind a request that asks for another protocol.
@@ -143,7 +153,8 @@ export class HttpReader {
   private pieceEnd(b: Buffer, at: number): number {
     const { place, last } = this
     if (place > 0) return Math.min(at + place, b.length)
-    if (place === PLACE.HEAD) {
+    // A lenient reader takes other ends of a head, too.
+    if (place === PLACE.HEAD && !this.lenient) {
       // The end of the head may have begun before.
       if ((last === CR || last === LF) && (b[at] === CR || b[at] === LF)) return at + 1
       const end = b.indexOf(HEAD_END, at, 'latin1')
@@ -152,11 +163,25 @@ export class HttpReader {
     return b.indexOf(LF, at) + 1 || b.length
   }
 
+  /** A target as it was sent, where the parser was given something that stands for it. */
+  private sent(target: string): string {
+    if (!this.lenient) return target
+    const at = asReadable(this.line).indexOf(target)
+    const sent = at < 0 ? target : this.line.slice(at, at + target.length)
+    this.line = ''
+    return sent
+  }
+
   // NB: the parser takes a line without version for the beginning of a head, servers of HTTP/0.9 for a whole request.
   private checkLine(): void {
     const { line } = this
+    const isEmpty = line.trim() === ''
+    if (this.lenient && !isEmpty) {
+      if (this.place === PLACE.LINE) this.place = PLACE.HEAD
+      return
+    }
     this.line = ''
-    if (this.state !== 'http' || line.trim() === '') return
+    if (this.state !== 'http' || isEmpty) return
     if (/ HTTP\/\d\.\d\r\n$/.test(line)) this.place = PLACE.HEAD
     else {
       this.state = 'broken'
@@ -167,10 +192,16 @@ export class HttpReader {
 
 /** NB: the parser gives up at a null byte and some servers do not, so something that it takes anywhere stands for it. */
 function withoutNulls(bytes: Uint8Array): Uint8Array {
-  const others = Uint8Array.from(bytes)
-  for (let i = 0; i < others.length; i++) if (others[i] === 0) others[i] = STAND_IN
-  return others
+  return bytes.includes(0) ? bytes.map(byte => byte || STAND_IN) : bytes
 }
+
+/** NB: in a request's first line it gives up at everything but ASCII, and few servers do. */
+function readable(line: Buffer): Uint8Array {
+  const text = line.toString('latin1')
+  return UNREADABLE.test(text) ? Buffer.from(asReadable(text), 'latin1') : line
+}
+
+const asReadable = (text: string) => text.replace(UNREADABLES, '_')
 
 /** Where a reader is behind a head; the parser has checked what it says of its body. */
 function placeBehind({ headers }: RequestHead): number {
