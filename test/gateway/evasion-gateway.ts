@@ -108,22 +108,3 @@ export function gateway(policy: Policy, rules: Signature[]): Gateway {
     },
   }
 }
-
-/** A pcap file (microseconds, Ethernet) of what came. */
-export function captureOf(came: Came[]): Buffer {
-  const header = Buffer.alloc(24)
-  header.writeUInt32LE(0xa1b2c3d4, 0)
-  header.writeUInt16LE(2, 4)
-  header.writeUInt16LE(4, 6)
-  header.writeUInt32LE(262_144, 16)
-  header.writeUInt32LE(1, 20)
-  const records = came.flatMap(({ frame, timeMs }) => {
-    const record = Buffer.alloc(16)
-    record.writeUInt32LE(Math.floor(timeMs / 1000), 0)
-    record.writeUInt32LE((timeMs % 1000) * 1000, 4)
-    record.writeUInt32LE(frame.length, 8)
-    record.writeUInt32LE(frame.length, 12)
-    return [record, frame]
-  })
-  return Buffer.concat([header, ...records])
-}

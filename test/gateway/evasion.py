@@ -178,6 +178,13 @@ class Client:
         self.answer()
         self.send(0, flags='A')
 
+    def begin_again(self):
+        # Another connection from the same port, when the server has read a public request of the first.
+        self.send(len(PUBLIC), flags='R')
+        self.path.inbox.clear()
+        self.isn = 3_000_000_000
+        self.connect()
+
     def heard(self, is_it):
         return [one[TCP] for one in self.path.inbox if one[TCP].dport == self.port and is_it(one[TCP])]
 
@@ -381,10 +388,7 @@ def _(c):
 def _(c):
     c.connect()
     c.send(0, PUBLIC)
-    c.send(len(PUBLIC), flags='R')
-    c.path.inbox.clear()
-    c.isn = 3_000_000_000
-    c.connect()
+    c.begin_again()
     c.send(0, SECRET)
 
 
@@ -481,10 +485,7 @@ def _(c):
     c.syn()
     c.connect()
     c.send(0, PUBLIC)
-    c.send(len(PUBLIC), flags='R')
-    c.path.inbox.clear()
-    c.isn = 3_000_000_000
-    c.connect()
+    c.begin_again()
     c.send(0, PUBLIC)
 
 

@@ -8,8 +8,8 @@ import { join } from 'node:path'
 /** True when tshark is installed. */
 export const hasTshark = spawnSync('tshark', ['--version']).status === 0
 
-/** A pcap file (microseconds, Ethernet) of the frames. */
-export function pcapOf(frames: Uint8Array[]): Buffer {
+/** A pcap file (microseconds, Ethernet) of the frames, taken at these times, ms, or a second after another. */
+export function pcapOf(frames: Uint8Array[], timesMs = frames.map((_, i) => 1000 * i)): Buffer {
   const header = Buffer.alloc(24)
   header.writeUInt32LE(0xa1b2c3d4, 0)
   header.writeUInt16LE(2, 4)
@@ -18,7 +18,8 @@ export function pcapOf(frames: Uint8Array[]): Buffer {
   header.writeUInt32LE(1, 20)
   const records = frames.map((frame, i) => {
     const record = Buffer.alloc(16)
-    record.writeUInt32LE(i, 0)
+    record.writeUInt32LE(Math.floor(timesMs[i] / 1000), 0)
+    record.writeUInt32LE((timesMs[i] % 1000) * 1000, 4)
     record.writeUInt32LE(frame.length, 8)
     record.writeUInt32LE(frame.length, 12)
     return Buffer.concat([record, frame])
