@@ -70,9 +70,16 @@ export function writev(fd: number, iovecs: number, count: number): number {
   return n < 0 ? -errno() : n
 }
 
-/** poll(2) over `count` pollfd structures (fd i32, events i16, revents i16); `timeout` in ms, -1 for ever. */
+/**
+ * poll(2) over `count` pollfd structures (fd i32, events i16, revents i16); `timeout` in ms, -1 for ever. Goes on waiting after
+ * a signal (a child that ends is one), which the kernel does not do by itself (signal(7)).
+ */
 export function poll(fds: number, count: number, timeout: number): number {
-  return done(c.poll(fds, count, timeout))
+  const until = timeout > 0 ? performance.now() + timeout : 0
+  for (let left = timeout; ; left = timeout > 0 ? Math.max(0, Math.ceil(until - performance.now())) : timeout) {
+    const ready = done(c.poll(fds, count, left))
+    if (ready !== -ERRNO.EINTR) return ready
+  }
 }
 
 /** sendto(2); `to` is the address of a sockaddr of `toLength` bytes, or 0. */

@@ -1,4 +1,6 @@
 // System calls: results, -errno, addresses of shared memory from the main thread and from a worker.
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { openSync, readFileSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { describe, expect, it } from 'vitest'
@@ -53,6 +55,22 @@ describe('libc', () => {
     expect([...into]).toEqual([1, 0, 0, 0, 2, 3, 4, 0])
     libc.close(fd)
     libc.close(peer)
+  })
+
+  it('waits for a descriptor through signals', async () => {
+    const fd = libc.eventfd()
+    const waiting = Int32Array.of(fd, libc.POLL.IN)
+    // A signal when we wait already, and only later what we wait for.
+    const code = `import os, signal, time
+while 'poll' not in open(f'/proc/{os.getppid()}/wchan').read(): time.sleep(0.01)
+os.kill(os.getppid(), signal.SIGCHLD)
+time.sleep(0.2)
+os.write(3, (1).to_bytes(8, 'little'))`
+    const child = spawn('python3', ['-c', code], { stdio: ['ignore', 'inherit', 'inherit', fd] })
+    const ended = once(child, 'exit')
+    expect(libc.poll(libc.addressOf(waiting), 1, 60_000)).toBe(1)
+    expect(await ended).toEqual([0, null])
+    libc.close(fd)
   })
 
   it('maps a file', () => {
