@@ -10,7 +10,8 @@ import { type ControlClient, connectControl } from '../../src/control/client.ts'
 import type { AttachRequest } from '../../src/control/operations.ts'
 import type { RequestBodies, Topic } from '../../src/control/protocol.ts'
 import { detour, type Running, run, start } from '../../src/lab/process.ts'
-import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
+import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
+import { killWith } from '../processes.ts'
 
 const LIMIT_MS = 60_000
 
@@ -182,13 +183,7 @@ export class DaemonScene {
     for (const daemon of this.daemons) await daemon.end('SIGKILL')
     await this.gateway?.stop()
     // Partners outlive the processes that started them.
-    for (const pid of ip(['netns', 'pids', this.node]).split('\n').filter(Boolean)) {
-      try {
-        process.kill(Number(pid), 'SIGKILL')
-      } catch {
-        // Gone by itself.
-      }
-    }
+    await killWith(this.file)
     try {
       await this.clean()
     } finally {

@@ -6,10 +6,10 @@ import { entryOf, PLUGIN } from '../../src/cni/install/entry.ts'
 import { connectControl } from '../../src/control/client.ts'
 import { detour, type Running } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
-import { ip } from '../../src/os/netns.ts'
+import { killWith, processesWith } from '../processes.ts'
 import { PORT } from './outside.ts'
 import type { Plugin } from './primaries.ts'
-import { GATEWAY, kill, NODE, type Scene, shortId, until } from './scene.ts'
+import { GATEWAY, NODE, type Scene, shortId, until } from './scene.ts'
 
 /** Debian's reference plugins. */
 const REFERENCE_PLUGINS = '/usr/lib/cni'
@@ -92,17 +92,14 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
   ended.catch(() => {})
   await Promise.race([ended, until('the daemon is ready', () => isReady(scene), START_LIMIT_MS)])
   // A daemon's other processes carry the path of its configuration too, which is the scene's alone.
-  const pids = () => pidsOf(scene).filter(pid => commandLine(pid).includes(config))
+  const processes = () => processesWith(config)
+  const pids = () => [...processes().keys()]
   return {
     running,
     pids,
-    main: () => pids().find(pid => !commandLine(pid).includes('--partner')),
+    main: () => [...processes()].find(([, line]) => !line.includes('--partner'))?.[0],
     async killAll() {
-      await until('all of the daemon is gone', () => {
-        const left = pids()
-        left.forEach(kill)
-        return left.length === 0
-      })
+      await killWith(config)
       await running.done
     },
   }
@@ -122,19 +119,6 @@ export async function isReady(scene: Scene): Promise<boolean> {
     }
   } catch {
     return false
-  }
-}
-
-function pidsOf(scene: Scene): number[] {
-  return ip(['netns', 'pids', scene.node]).split('\n').filter(Boolean).map(Number)
-}
-
-// A process that has ended has no command line.
-function commandLine(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
-  } catch {
-    return ''
   }
 }
 

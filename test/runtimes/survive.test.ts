@@ -220,10 +220,10 @@ describe.skipIf(missing !== '')(title('kill -9 of the whole daemon'), () => {
 describe.skipIf(missing !== '')(title('kill -9 while pods start'), () => {
   it('a pod that starts is inspected, and of one that does not nothing is left', async () => {
     const kept = records()
-    const starting = ['a', 'b', 'c'].map(name => runtime.run({ name }))
+    const starting = Promise.allSettled(['a', 'b', 'c'].map(name => runtime.run({ name })))
     await until('an attachment is made', () => records().length > kept.length)
     await daemon.killAll()
-    const outcomes = await Promise.allSettled(starting)
+    const outcomes = await starting
     daemon = await startDaemon(scene)
     const started = outcomes.flatMap(outcome => (outcome.status === 'fulfilled' ? [outcome.value] : []))
     for (const pod of started) {
