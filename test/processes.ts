@@ -1,9 +1,19 @@
-// Processes by their command lines: a daemon's own name its configuration, wherever they are. NB: not by their network namespace,
-// which is a pod's while the daemon attaches to it.
+// Child processes of tests: what they say, and all of a daemon's by their command lines, which name its configuration. NB: not by their
+// network namespace, which is a pod's while the daemon attaches to it.
 
 import { readdirSync, readFileSync } from 'node:fs'
+import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { kill } from '../src/node/succession.ts'
+
+/** Resolves when a child's output has this text in it, in one piece or several; rejects when it ends without. */
+export function said(output: Readable, text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let all = ''
+    output.on('data', data => (all += data).includes(text) && resolve())
+    output.once('close', () => reject(new Error(`it never said "${text}", but ${JSON.stringify(all)}`)))
+  })
+}
 
 /** Those with this text in their command lines, by process id; arguments are separated by null bytes. */
 export function processesWith(text: string): Map<number, string> {

@@ -11,6 +11,7 @@ import { pack } from '../../src/node/handover.ts'
 import { Predecessor } from '../../src/node/succession.ts'
 import { unpin } from '../../src/os/bpf.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch, namespaceId } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 import type { PairInput } from './pair-child.ts'
 import { connectByVxlan, missing, program, title } from './support.ts'
 
@@ -184,7 +185,7 @@ async function watch(): Promise<{ leaked(): Promise<string[]> }> {
   const child = inNamespace(NODE, () => spawn('tcpdump', args, { stdio: ['ignore', 'pipe', 'pipe'] }))
   children.push(child)
   const dump = new Lines(child)
-  await new Promise<void>(resolve => child.stderr.on('data', data => `${data}`.includes('listening') && resolve()))
+  await said(child.stderr, 'listening')
   return {
     async leaked() {
       child.kill('SIGINT')

@@ -12,6 +12,7 @@ import { DROP } from '../../src/drop.ts'
 import { detour, type Running, start } from '../../src/lab/process.ts'
 import { type NodeOptions, type RunningNode, startNode } from '../../src/node/node.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch, namespacePath } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 import { runIn } from './support.ts'
 
 export const PREFIX = 'dte'
@@ -155,7 +156,7 @@ export class Scene {
     )
     this.children.push(child)
     this.listeners.set(number, { child, file })
-    await new Promise<void>(resolve => child.stderr?.on('data', data => `${data}`.includes('listening') && resolve()))
+    await said(child.stderr, 'listening')
   }
 
   /** Ends a capture and has tshark tell each packet's fields, a line each. */

@@ -21,6 +21,7 @@ import {
   write,
 } from '../../src/os/libc.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 
 const has = (command: string) => {
   try {
@@ -170,14 +171,15 @@ export async function transfer(client: string, server: string, address: string, 
   const listening = inNamespace(server, () =>
     spawn('iperf3', ['-s', '-1', '--forceflush'], { stdio: ['ignore', 'pipe', 'inherit'] }),
   )
+  const gone = new Promise<void>(resolve => listening.once('close', () => resolve()))
   try {
-    await new Promise<void>(resolve =>
-      listening.stdout.on('data', data => `${data}`.includes('listening') && resolve()),
-    )
+    await said(listening.stdout, 'listening')
     const report = JSON.parse(await runIn(client, 'iperf3', '-c', address, '-n', '300M', '-J', ...more))
     return report.end.sum_received.bits_per_second / 1e9
   } finally {
     listening.kill()
+    // NB: the next one listens at the same port.
+    await gone
   }
 }
 

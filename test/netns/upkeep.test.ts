@@ -13,6 +13,7 @@ import { type FailMode, Heartbeat } from '../../src/os/heartbeat.ts'
 import { addressOf, bpf, close, interfaceIndex, must } from '../../src/os/libc.ts'
 import { deleteLink, linkInfo } from '../../src/os/link.ts'
 import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 import { missing, runIn, title } from './support.ts'
 
 const PODS = ['dth-pod', 'dth-pod2']
@@ -137,8 +138,8 @@ async function stream(pod: string, megabytes: number): Promise<{ done: Promise<n
   const server = inNamespace(ENDPOINT, () =>
     spawn('iperf3', ['-s', '-1', '--forceflush'], { stdio: ['ignore', 'pipe', 'inherit'] }),
   )
-  await new Promise<void>(resolve => server.stdout.on('data', data => `${data}`.includes('listening') && resolve()))
   servers.push(server)
+  await said(server.stdout, 'listening')
   const done = runIn(pod, 'iperf3', '-c', FAR, '-n', `${megabytes}M`, '-J').then(
     out => JSON.parse(out).end.sum_sent.bytes / 2 ** 20,
   )

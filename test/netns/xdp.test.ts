@@ -1,6 +1,7 @@
 // AF_XDP against the kernel's own stack at the other end of veths: packets whole, nothing copied, every frame accounted for,
 // interfaces left as found.
 import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { afterAll, beforeEach, describe, expect, it } from 'vitest'
 import { everything, tunnelPackets } from '../../src/control/xdp-programs.ts'
 import { openXdpUplink } from '../../src/control/xdp-uplink.ts'
@@ -32,6 +33,7 @@ import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../.
 import { openXdp, steerToSockets, type XdpHandle, type XdpOptions, xdpStatistics } from '../../src/os/xdp.ts'
 import { address, frame as build, type Inner } from '../pipeline/packets.ts'
 import { plainSum } from '../pipeline/super.ts'
+import { said } from '../processes.ts'
 import { missing, Probe, runIn, start, title } from './support.ts'
 
 const SMALL = 1024
@@ -216,13 +218,13 @@ describe.skipIf(missing !== '')(title('AF_XDP'), () => {
     rig.steer('m1', [b.handle])
     const iperf = async (...args: string[]) => {
       const listening = inNamespace(RIGHT, () => spawn('iperf3', ['-s', '-1', '--forceflush']))
+      const gone = once(listening, 'close')
       try {
-        await new Promise<void>(resolve =>
-          listening.stdout.on('data', data => `${data}`.includes('listen') && resolve()),
-        )
+        await said(listening.stdout, 'listening')
         return JSON.parse(await runIn(LEFT, 'iperf3', '-J', '--connect-timeout', '5000', ...args)).end
       } finally {
         listening.kill()
+        await gone
       }
     }
     const transfer = async () => {
