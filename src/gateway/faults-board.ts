@@ -67,6 +67,8 @@ export class FaultBoard implements FaultControl {
       else this.begin(entry)
     }
     await this.publish()
+    // Not before, for workers may take longer to answer than the last word.
+    for (const { fault } of added) if (!fault.at) this.die(fault)
     return added.map(rowOf)
   }
 
@@ -94,9 +96,14 @@ export class FaultBoard implements FaultControl {
     const { fault } = entry
     entry.state = 'active'
     entry.changeMs = Number.POSITIVE_INFINITY
-    if (fault.kind === 'exit') setTimeout(() => process.exit(1), LAST_WORD_MS)
-    else if (fault.kind === 'kill') setTimeout(() => process.kill(process.pid, 'SIGKILL'), LAST_WORD_MS)
-    else if (fault.for !== undefined) this.later(entry, fault.for, () => this.end(entry))
+    if (fault.for !== undefined) this.later(entry, fault.for, () => this.end(entry))
+    if (fault.at) this.die(fault)
+  }
+
+  /** What befalls the process, if that is what the fault is. */
+  private die({ kind }: Fault): void {
+    if (kind === 'exit') setTimeout(() => process.exit(1), LAST_WORD_MS)
+    else if (kind === 'kill') setTimeout(() => process.kill(process.pid, 'SIGKILL'), LAST_WORD_MS)
   }
 
   private end(entry: Entry): void {

@@ -10,6 +10,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { detour, start } from '../cli/run.ts'
 import { fixture } from './harness.ts'
 import cases from './packets.json' with { type: 'json' }
+import { freePort } from './ports.ts'
 
 let directory: string
 const children: ChildProcess[] = []
@@ -75,16 +76,6 @@ async function socket(address: string, port = 0): Promise<Socket> {
   made.bind(port, address)
   await once(made, 'listening')
   return made
-}
-
-/** A port that nothing uses at either address: the kernel chose it a moment ago. */
-async function freePort(...addresses: string[]): Promise<number> {
-  const [first, ...others] = addresses
-  const chosen = await socket(first)
-  const { port } = chosen.address()
-  for (const other of others) await socket(other, port)
-  await Promise.all(sockets.splice(0).map(each => new Promise<void>(resolve => each.close(() => resolve()))))
-  return port
 }
 
 /** Sends datagrams, then waits for as many as are expected. */

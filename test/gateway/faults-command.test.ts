@@ -6,7 +6,7 @@ import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { connectControl } from '../../src/control/client.ts'
 import type { FaultRow } from '../../src/control/source.ts'
 import { SETTINGS } from '../../src/device/faults.ts'
@@ -14,6 +14,9 @@ import { readFaults } from '../../src/gateway/faults-file.ts'
 import { detour, start } from '../cli/run.ts'
 import { missing, title } from '../netns/support.ts'
 import cases from './packets.json' with { type: 'json' }
+import { freePort } from './ports.ts'
+
+vi.setConfig({ testTimeout: 120_000 })
 
 let directory: string
 let control: string
@@ -63,8 +66,8 @@ async function bound(port = 0): Promise<Socket> {
 
 /** A gateway at 127.0.0.1, and a node at 127.0.0.2 with the same port. */
 async function gateway(...args: string[]): Promise<Running> {
-  const node = await bound()
-  const { port } = node.address()
+  const port = await freePort('127.0.0.1', '127.0.0.2')
+  const node = await bound(port)
   const child = start(['gateway', '--listen', `127.0.0.1:${port}`, '--control', control, '--json', ...args])
   children.push(child)
   let err = ''
@@ -118,6 +121,17 @@ async function awaitState(id: number, state: FaultRow['state']): Promise<FaultRo
   }
 }
 
+/** Packets on the way back that the faults of each worker have seen; workers publish their counters now and then. */
+async function throughFaults(): Promise<number[]> {
+  const client = await connectControl(control)
+  try {
+    const { rows } = await client.ask('stats', {})
+    return rows.filter(({ stage }) => stage === 'faults transmit').map(({ inPackets }) => inPackets)
+  } finally {
+    client.close()
+  }
+}
+
 describe('detour fault', () => {
   it('adds, lists, counts and clears while packets flow', async () => {
     const running = await gateway('--seed', '5')
@@ -153,15 +167,18 @@ describe('detour fault', () => {
     const lost = async (seed: string) => {
       const running = await gateway('--fault', 'drop=40%', '--seed', seed)
       await running.send(...count(0, 50))
+      await expect.poll(throughFaults, { timeout: 20_000 }).toEqual([50])
       // What is behind them shows that all are through.
       await running.fault('clear')
       await running.send(99)
       const back: number[] = []
       for (let number = 0; number !== 99; ) back.push((number = numberOf(await running.next())))
-      const { stdout } = await detour(['show', 'drops', '--json', '--socket', control])
-      expect(JSON.parse(stdout).drops).toMatchObject([
-        { stage: 'faults transmit', reason: 'fault', packets: 51 - back.length },
-      ])
+      const drops = async () =>
+        JSON.parse((await detour(['show', 'drops', '--json', '--socket', control])).stdout).drops
+      // Workers publish their counters now and then.
+      await expect
+        .poll(drops, { timeout: 20_000 })
+        .toMatchObject([{ stage: 'faults transmit', reason: 'fault', packets: 51 - back.length }])
       running.child.kill('SIGTERM')
       await once(running.child, 'close')
       return back
@@ -370,10 +387,8 @@ describe.skipIf(missing !== '')(title('several workers'), () => {
     for (const own of sent) await new Promise(resolve => node.send(own, running.port, '127.0.0.1', resolve))
     expect((await all).sort((a, b) => a - b)).toEqual(count(0, 64).flatMap(n => [n, n]))
     expect(await running.fault('list')).toMatchObject([{ packets: 64 }])
-    const { stdout } = await detour(['show', 'stats', '--json', '--socket', control])
-    const rows = JSON.parse(stdout).stats.filter(({ stage }: { stage: string }) => stage === 'faults transmit')
-    expect(rows).toHaveLength(2)
-    for (const { inPackets } of rows) expect(inPackets).toBeGreaterThan(0)
+    const each = async () => (await throughFaults()).map(packets => packets > 0)
+    await expect.poll(each, { timeout: 20_000 }).toEqual([true, true])
     await running.fault('clear')
     expect(await running.exchange([7])).toHaveLength(1)
   })

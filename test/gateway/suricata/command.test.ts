@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { detour, start } from '../../cli/run.ts'
+import { freePort } from '../ports.ts'
 
 let folder: string
 const children: ChildProcess[] = []
@@ -46,11 +47,7 @@ describe('detour gateway --rules', () => {
         'alert udp any any -> any any (dsize:>3; sid:3;)',
       ].join('\n'),
     )
-    const probe = createSocket('udp4')
-    probe.bind(0, '127.0.0.1')
-    await once(probe, 'listening')
-    const { port } = probe.address()
-    await new Promise<void>(resolve => probe.close(() => resolve()))
+    const port = await freePort('127.0.0.1')
     const flags = ['--rules', rules, '--rule-vars', vars, '--rule-var', 'THERE=9000', '--eve', eve]
     const child = start([
       'gateway',
