@@ -3,7 +3,7 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -25,6 +25,7 @@ import { flat, leaked, unbalanced, unexplained } from '../../bench/traffic/promi
 import { parseSnmp, parseTraffic } from '../../bench/traffic/scene.ts'
 import type { StageRow } from '../../src/control/protocol.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 
 describe('tables of the kernel', () => {
   it('reads an interface from /proc/net/dev', () => {
@@ -70,18 +71,22 @@ describe('processor time', () => {
     expect(others({ at: 1000, idle: 0, foreign: 500 }, { at: 3000, idle: 70, foreign: 3500 })).toBe(1.5)
   })
 
-  it('counts what a child uses as spent, and not as foreign', async () => {
+  it('counts what a child uses as spent, and not as foreign', { timeout: 120_000 }, async () => {
+    const began = performance.now()
     const from = machineTime()
-    const child = spawn(process.execPath, ['-e', 'const end = Date.now() + 600; while (Date.now() < end);'])
+    const reading = performance.now() - began
+    const child = spawn(process.execPath, ['-e', 'for (;;);'])
+    const ended = once(child, 'close')
     let used = 0
-    while (child.exitCode === null && used < 300) {
+    while (used < 2000) {
       await sleep(20)
       used = processTime(child.pid!)
     }
     const to = machineTime()
     child.kill()
-    expect(used).toBeGreaterThanOrEqual(300)
-    expect(spent(from, to)).toBeGreaterThan(used * 0.9)
+    await ended
+    // What others used while the first reading was made counts as foreign, but not as time that went by.
+    expect(spent(from, to)).toBeGreaterThan(used * 0.9 - reading * cpus().length)
   })
 })
 
@@ -183,11 +188,7 @@ describe.skipIf(missing !== undefined)(
           ...filter,
         ])
         const captured = once(tcpdump, 'close')
-        // NB: its stderr stays open: it goes on writing the line that says so, and would end by SIGPIPE.
-        await new Promise<void>((resolve, reject) => {
-          tcpdump.stderr.on('data', text => String(text).includes('listening') && resolve())
-          captured.then(() => reject(new Error('tcpdump ended before it listened')), reject)
-        })
+        await said(tcpdump.stderr, 'listening on')
         const sourcePorts = by === 'frames' ? 50 : 70
         const input: GenerateInput = {
           ...{ by, interface: 'eth0', size: 64, flows: 70, sourcePorts, port: 9, rate: 0, seconds: 10, once: true },
@@ -214,7 +215,8 @@ describe.skipIf(missing !== undefined)(
         const expected = Array.from({ length: 70 }, (_, i) =>
           [64, 1024 + (i % sourcePorts), 9 + Math.floor(i / sourcePorts), 1, good].join('\t'),
         )
-        expect(rows).toEqual(expected)
+        // NB: the sender may change processors, and packets then overtake others.
+        expect(rows.sort()).toEqual(expected.sort())
       })
   },
 )

@@ -317,12 +317,18 @@ describe.skipIf(missing)(title('a live endpoint: detour gateway'), () => {
   /** Starts one; resolves when it listens. */
   async function gateway(address: string, ...args: string[]): Promise<string> {
     const host = address.includes(':') ? `[${address}]` : address
-    const listen = `${host}:${await freePort(address)}`
-    const child = start(['gateway', '--listen', listen, '--json', '--control', fresh('socket'), ...args])
-    children.push(child)
-    const [line] = await once(createInterface(child.stdout), 'line')
-    expect(JSON.parse(line)).toMatchObject({ event: 'listening' })
-    return listen
+    for (;;) {
+      const listen = `${host}:${await freePort(address)}`
+      const child = start(['gateway', '--listen', listen, '--json', '--control', fresh('socket'), ...args])
+      children.push(child)
+      let complaint = ''
+      child.stderr.on('data', text => (complaint += text))
+      const [line] = await Promise.race([once(createInterface(child.stdout), 'line'), once(child, 'close')])
+      // Somebody else took the port meanwhile.
+      if (complaint.includes('EADDRINUSE')) continue
+      expect([complaint, JSON.parse(line)]).toEqual(['', expect.objectContaining({ event: 'listening' })])
+      return listen
+    }
   }
 
   test.each([
@@ -355,7 +361,8 @@ const REFLECTOR = `
 import socket, sys
 mode, address = sys.argv[1:]
 s = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+try: s.setsockopt(socket.SOL_SOCKET, 33, 1 << 22) # SO_RCVBUFFORCE
+except OSError: s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
 s.bind((address, 0))
 print(s.getsockname()[1], flush=True)
 n = 0

@@ -351,7 +351,7 @@ describe('hostile clients', () => {
   })
 
   test('fuzz: 600 connections of mutated frames and noise', async () => {
-    await serve({ patienceMs: 20, clients: 64 })
+    await serve({ patienceMs: 2000, clients: 64 })
     const frames = [
       HELLO,
       encodeRequest(2, 'flows', { limit: 3, order: 'bytes', address: '10.1.0.2', verdict: 'drop' }),
@@ -385,7 +385,7 @@ describe('the client', () => {
   test('gives up on a server that is silent', async () => {
     const silent = createServer(socket => socket.resume()).listen(path)
     await once(silent, 'listening')
-    await expect(connectControl(path, 50)).rejects.toThrow(/no answer within 50 ms/)
+    await expect(connectControl(path, 500)).rejects.toThrow(/no answer within 500 ms/)
     await new Promise(resolve => silent.close(resolve))
   })
 

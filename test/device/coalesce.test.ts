@@ -233,7 +233,7 @@ describe('coalescing', () => {
   describe.skipIf(!root)('against the kernel (needs root)', () => {
     let kernel: KernelBridge
     beforeAll(() => {
-      kernel = new KernelBridge('dtC-coalesce')
+      kernel = new KernelBridge(`dtC-coalesce-${process.pid}`)
     })
     afterAll(() => kernel?.close())
 

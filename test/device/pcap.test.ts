@@ -283,9 +283,9 @@ describe('input', () => {
     await expect(openCapture('/dev/zero')).rejects.toMatchObject({ code: 'bad-file' })
     const fifo = temporary('endless.fifo')
     execFileSync('mkfifo', [fifo])
-    const writer = spawn('sh', ['-c', `yes | gzip > ${fifo}`], { stdio: 'ignore' })
+    const ended = once(spawn('sh', ['-c', `yes | gzip > ${fifo}`], { stdio: 'ignore' }), 'exit')
     await expect(openCapture(fifo)).rejects.toMatchObject({ code: 'bad-file' })
-    await once(writer, 'exit')
+    await ended
   })
 })
 

@@ -87,7 +87,7 @@ function send(end: End, datagrams: Datagram[]): void {
 function receive(end: End): Batch {
   const batch = new Batch()
   const pollfd = Int32Array.of(end.device.fd, POLL.IN)
-  if (poll(addressOf(pollfd), 1, 2000) !== 1) throw new Error('nothing came')
+  if (poll(addressOf(pollfd), 1, 20_000) !== 1) throw new Error('nothing came')
   end.device.receive(batch)
   return batch
 }
@@ -380,7 +380,7 @@ describe('UDP device', () => {
   })
 
   test.skipIf(!root)('a path that is too narrow for some costs only those (needs root)', () => {
-    const name = 'dtD-udp'
+    const name = `dtD-udp-${process.pid}`
     deleteNamespace(name)
     createNamespace(name)
     closing.push(() => deleteNamespace(name))

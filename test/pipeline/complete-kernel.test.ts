@@ -46,7 +46,7 @@ const shapes = (rest: Partial<Shape>) =>
 describe.skipIf(!root)('complete against the kernel (needs root)', () => {
   let kernel: KernelBridge
   beforeAll(() => {
-    kernel = new KernelBridge('dtD-complete')
+    kernel = new KernelBridge(`dtD-complete-${process.pid}`)
   })
   afterAll(() => kernel?.close())
 

@@ -63,7 +63,7 @@ export class KernelBridge {
     while (frames.length < count) {
       this.pollfd[0] = this.right
       this.pollfd[1] = POLL.IN
-      if (poll(addressOf(this.pollfd), 1, 2000) !== 1) throw new Error(`${frames.length} of ${count} frames came out`)
+      if (poll(addressOf(this.pollfd), 1, 20_000) !== 1) throw new Error(`${frames.length} of ${count} frames came out`)
       const n = must(read(this.right, addressOf(buffer), buffer.length), 'read', 'right')
       frames.push(buffer.slice(HEADER, n))
     }

@@ -212,7 +212,7 @@ test('while it waits for what comes soon it looks without sleeping, and carries 
   let ticks = 0
   const loop = new Loop(
     () => {
-      if (++ticks === 3) source.put(2)
+      if (++ticks === 20) source.put(2)
       return source.got < 2
     },
     1,
