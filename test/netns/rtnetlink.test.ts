@@ -1,6 +1,7 @@
 // Netlink against what iproute2 shows and does.
 
 import { writeFileSync } from 'node:fs'
+import { isDeepStrictEqual } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { close } from '../../src/os/libc.ts'
 import { linkInfo } from '../../src/os/link.ts'
@@ -19,6 +20,9 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
   const bytes6 = (last: number) => Uint8Array.of(0xfd, 0x92, ...Array(13).fill(0), last)
   const macOf = (mac: string) => Uint8Array.from(mac.split(':'), byte => Number.parseInt(byte, 16))
   const index = () => linkInfo('eth0', here).index
+  /** What was heard, but for what is known of eth0: the kernel tells of its carrier when it comes to it. */
+  const news = () =>
+    hear.events()?.filter(event => event.kind !== 'link' || !isDeepStrictEqual(event.link, ask.link('eth0')))
 
   beforeAll(() => {
     for (const name of [here, there]) {
@@ -26,9 +30,12 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
       createNamespace(name)
     }
     ipBatch([`link add eth0 netns ${here} mtu 1450 type veth peer name far0 netns ${there}`])
-    ipBatch(['address add 10.92.0.1/24 dev eth0', 'address add fd92::1/64 dev eth0 nodad', 'link set eth0 up'], here)
-    ipBatch(['address add 10.92.0.2/24 dev far0', 'address add fd92::2/64 dev far0 nodad', 'link set far0 up'], there)
+    // NB: an address that the kernel makes is told once more when nobody else was found to have it, a second or two later.
+    const quiet = (name: string) => `link set ${name} addrgenmode none up`
+    ipBatch(['address add 10.92.0.1/24 dev eth0', 'address add fd92::1/64 dev eth0 nodad', quiet('eth0')], here)
+    ipBatch(['address add 10.92.0.2/24 dev far0', 'address add fd92::2/64 dev far0 nodad', quiet('far0')], there)
     ask = new Rtnetlink(here)
+    for (const end = Date.now() + 20_000; !ask.link('eth0')?.running && Date.now() < end; );
     hear = new Rtnetlink(here, GROUP.LINK | GROUP.ADDRESS | GROUP.FILTER)
   })
   afterAll(() => {
@@ -122,16 +129,16 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
     expect(events).toContainEqual({ kind: 'address', index: eth0 })
 
     ipBatch(['route add 10.96.0.0/24 dev eth0', 'neigh replace 10.92.0.30 lladdr 02:00:00:00:00:30 dev eth0'], here)
-    expect(hear.events()).toEqual([])
+    expect(news()).toEqual([])
     tc(['qdisc', 'add', 'dev', 'eth0', 'clsact'], here)
-    expect(hear.events()).toEqual([{ kind: 'filter', index: eth0 }])
+    expect(news()).toEqual([{ kind: 'filter', index: eth0 }])
 
     ip(['link', 'add', 'gone0', 'type', 'bridge'], here)
     ip(['link', 'set', 'gone0', 'address', '02:00:00:00:00:aa'], here)
     ip(['link', 'delete', 'gone0'], here)
     const gone = (hear.events() ?? []).flatMap(event => (event.kind === 'link' ? [event] : []))
     expect(gone.at(-1)).toMatchObject({ gone: true, link: { name: 'gone0', mac: '02:00:00:00:00:aa' } })
-    expect(hear.events()).toEqual([])
+    expect(news()).toEqual([])
   })
 
   it("tells what a TAP's queue had no room for, as ip does", () => {
@@ -153,7 +160,7 @@ describe.skipIf(missing !== '')(title('netlink'), () => {
     const flood = Array.from({ length: 1500 }, (_, i) => `link set lo mtu ${60_000 + (i % 2)}`)
     ipBatch(flood, here)
     expect(hear.events()).toBeUndefined()
-    expect(hear.events()).toEqual([])
+    expect(news()).toEqual([])
     ip(['link', 'set', 'lo', 'mtu', '50000'], here)
     expect(hear.events()).toContainEqual(expect.objectContaining({ kind: 'link', gone: false }))
   })

@@ -2,8 +2,9 @@
 // each fault is told once.
 
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { randomInt } from 'node:crypto'
 import { existsSync, rmSync, writeFileSync } from 'node:fs'
-import { afterEach, describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it, vi } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
 import { ALLOW_ALL } from '../../src/gateway/rules.ts'
@@ -15,6 +16,8 @@ import { deleteLink, linkInfo } from '../../src/os/link.ts'
 import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { said } from '../processes.ts'
 import { missing, runIn, title } from './support.ts'
+
+vi.setConfig({ testTimeout: 240_000 })
 
 const PODS = ['dth-pod', 'dth-pod2']
 const [POD, POD2] = PODS
@@ -77,12 +80,13 @@ async function start(
   const tunnel = { profile: 'vxlan', vni: VNI, local: '10.99.0.1', remote: '10.99.0.2' }
   log = []
   node = await startNode({
-    config: configSchema.parse({ tunnel, failMode, rungs: { attach, offload } }),
+    // A worker may wait for a processor for long, and an answer, too: that would be told.
+    config: configSchema.parse({ tunnel, failMode, heartbeatLimitMs: 10_000, rungs: { attach, offload } }),
     namespace: NODE,
     uplink: 'uplink',
     pods: PODS.map(pod => ({ id: pod, namespace: pod })),
     // A kernel endpoint does not return probes.
-    probe: probe ? { intervalMs: 20, limitMs: 100 } : { intervalMs: 0, limitMs: 0 },
+    probe: probe ? { intervalMs: 20, limitMs: 3000 } : { intervalMs: 0, limitMs: 0 },
     log: line => log.push(line),
   })
   log.splice(0)
@@ -90,7 +94,7 @@ async function start(
 
 /** Resolves when it is so; the node's upkeep runs meanwhile. */
 async function until(what: string, condition: () => unknown): Promise<void> {
-  const end = Date.now() + 20_000
+  const end = Date.now() + 60_000
   while (!(await condition())) {
     if (Date.now() > end) throw new Error(`it never came to pass: ${what}; log:\n${log.join('\n')}`)
     await new Promise(resolve => setTimeout(resolve, 10))
@@ -99,6 +103,8 @@ async function until(what: string, condition: () => unknown): Promise<void> {
 
 const logged = (words: string) => until(words, () => log.some(line => line.includes(words)))
 const lines = (words: string) => log.filter(line => line.includes(words))
+/** All but what a transfer loses on a busy machine. */
+const faults = () => log.filter(line => !/ loses (no more )?packets/.test(line))
 
 /** Packets that a stage has sent on, by all workers. */
 const sent = (name: string) =>
@@ -133,22 +139,55 @@ async function checkSteered(pod: string): Promise<void> {
   await until('it went by the tunnel', () => sent('encap') > before)
 }
 
-/** A TCP transfer from a pod; `done` resolves with the megabytes sent when it has ended well, `moving` when it is under way. */
-async function stream(pod: string, megabytes: number): Promise<{ done: Promise<number>; moving(): Promise<void> }> {
+/** Takes what one connection sends, and tells the sender how much it was. */
+const TAKE = `
+import socket, sys
+s = socket.create_server((sys.argv[1], 5201))
+print('listening', flush=True)
+c = s.accept()[0]
+got = 0
+while n := len(c.recv(1 << 20)): got += n
+c.sendall(str(got).encode())
+`
+
+/** Sends so many megabytes, and more until its input ends; prints how many arrived. */
+const GIVE = `
+import select, socket, sys
+s = socket.create_connection((sys.argv[1], 5201))
+block, given = bytes(1 << 20), 0
+while given < int(sys.argv[2]) or not select.select([sys.stdin], [], [], 0)[0]:
+  s.sendall(block)
+  given += 1
+s.shutdown(socket.SHUT_WR)
+got = int(s.recv(100))
+assert got == given << 20, (got, given)
+print(given)
+`
+
+/** A TCP transfer from a pod; `moving` resolves when it is under way; `end` ends it, and resolves with the megabytes sent when all have arrived. */
+async function stream(pod: string, megabytes: number): Promise<{ end(): Promise<number>; moving(): Promise<void> }> {
   const server = inNamespace(ENDPOINT, () =>
-    spawn('iperf3', ['-s', '-1', '--forceflush'], { stdio: ['ignore', 'pipe', 'inherit'] }),
+    spawn('python3', ['-c', TAKE, FAR], { stdio: ['ignore', 'pipe', 'inherit'] }),
   )
   servers.push(server)
   await said(server.stdout, 'listening')
-  const done = runIn(pod, 'iperf3', '-c', FAR, '-n', `${megabytes}M`, '-J').then(
-    out => JSON.parse(out).end.sum_sent.bytes / 2 ** 20,
+  const client = inNamespace(pod, () =>
+    spawn('python3', ['-c', GIVE, FAR, `${megabytes}`], { stdio: ['pipe', 'pipe', 'inherit'] }),
   )
-  done.catch(() => {})
+  servers.push(client)
+  let out = ''
+  client.stdout.on('data', data => (out += data))
+  const gone = new Promise<number | null>(resolve => client.once('close', resolve))
   const moving = async () => {
     const before = sent('encap')
     await until('packets move', () => sent('encap') > before + 200)
   }
-  return { done, moving }
+  const end = async () => {
+    client.stdin.end()
+    expect(await gone).toBe(0)
+    return Number(out)
+  }
+  return { end, moving }
 }
 
 /** Takes the TCX programs off an interface, as another owner of CAP_NET_ADMIN and CAP_BPF could: BPF_PROG_QUERY, GET_FD_BY_ID, DETACH. */
@@ -178,7 +217,7 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     await node?.stop()
     await gateway?.stop()
     node = gateway = undefined
-    for (const server of servers.splice(0)) server.kill()
+    for (const server of servers.splice(0)) server.kill('SIGKILL')
     remove()
   })
 
@@ -187,13 +226,13 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     it(`a transfer survives that the uplink is deleted and made again (${Object.values(variant)})`, async () => {
       build()
       await start(variant)
-      const { done, moving } = await stream(POD, 1000)
+      const { end, moving } = await stream(POD, 1000)
       await moving()
       deleteLink('uplink', NODE)
       await logged('uplink uplink is gone')
       buildUplink()
       await moving()
-      expect(await done).toBeGreaterThanOrEqual(1000)
+      expect(await end()).toBeGreaterThanOrEqual(1000)
       await logged('uplink uplink works again after')
       expect(lines('uplink uplink')).toHaveLength(2)
       expect(node?.alarms()).toContainEqual(expect.objectContaining({ name: 'uplink uplink', raised: false, times: 1 }))
@@ -225,18 +264,18 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     ip(['link', 'set', 'uplink', 'mtu', '1400'], NODE)
     ip(['link', 'set', 'eth0', 'mtu', '1400'], ENDPOINT)
     await logged('uplink uplink: the path MTU was 1600 and is 1400')
-    expect(await (await stream(POD, 50)).done).toBeGreaterThanOrEqual(50)
+    expect(await (await stream(POD, 50)).end()).toBeGreaterThanOrEqual(50)
     // 1400 less outer IPv4, UDP, VXLAN and the inner Ethernet header.
     expect(mtu()).toBe('1350')
     expect((await node!.source.underlay())[0].mtu).toBe(1400)
-    expect(log).toHaveLength(1)
+    expect(faults()).toHaveLength(1)
   })
 
   it('a pod that goes is cleaned up after while the other one transfers', async () => {
     build()
     await start()
     await checkSteered(POD)
-    const { done, moving } = await stream(POD2, 2000)
+    const { end, moving } = await stream(POD2, 2000)
     await moving()
     deleteNamespace(POD)
     await logged(`attachment ${POD}: the namespace of eth0 of ${POD} is gone`)
@@ -245,8 +284,8 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     // Nobody holds on to the namespace: its veth goes, and with it the end at the bridge.
     await until('the veth is gone', () => !ip(['-o', 'link'], NODE).includes(`${POD}@`))
     await moving()
-    expect(await done).toBeGreaterThanOrEqual(2000)
-    expect(log).toHaveLength(1)
+    expect(await end()).toBeGreaterThanOrEqual(2000)
+    expect(faults()).toHaveLength(1)
 
     createNamespace(POD)
     buildPod(POD)
@@ -284,7 +323,7 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
           return passed + dropped > 0
         })
         await logged(`attachment ${POD}: a worker did not answer for`)
-        heartbeat.enable(failMode as FailMode, 200)
+        heartbeat.enable(failMode as FailMode, 10_000)
         await logged(`attachment ${POD}: the workers answer again`)
         await checkSteered(POD)
         expect(heartbeat.read()[failMode === 'open' ? 'dropped' : 'passed']).toBe(0)
@@ -351,21 +390,24 @@ describe.skipIf(missing !== '')(title('upkeep'), () => {
     build()
     await start()
     const row = async () => (await node!.source.attachments()).find(({ id }) => id === POD)
-    // Other nodes of this machine may have a map of that name, too, but no pod of this address.
+    // Other nodes of this machine may have a map of that name, too, but no pod of this address, not even in another run of this test.
+    const extra = [10, 244, randomInt(100, 250), randomInt(1, 250)]
+    const text = extra.join('.')
+    const shown = extra.map(byte => `"0x${byte.toString(16).padStart(2, '0')}"`).join()
     const isProtected = async () => {
       const maps: { id: number; name?: string }[] = JSON.parse(await runIn('', 'bpftool', '-j', 'map', 'list'))
       const ids = maps.filter(({ name }) => name === 'dt_protected').map(({ id }) => `${id}`)
       const dumps = await Promise.all(
         ids.map(id => runIn('', 'bpftool', '-j', 'map', 'dump', 'id', id).catch(() => '')),
       )
-      return dumps.some(dump => dump.includes('"0x0a","0xf4","0x63","0x63"'))
+      return dumps.some(dump => dump.includes(shown))
     }
     expect(await isProtected()).toBe(false)
-    ipBatch(['address add 10.244.99.99/32 dev eth0', 'link set eth0 mtu 1450'], POD)
-    await logged(`eth0 now has ${addressOfPod(POD)}, 10.244.99.99, MTU 1450`)
+    ipBatch([`address add ${text}/32 dev eth0`, 'link set eth0 mtu 1450'], POD)
+    await logged(`eth0 now has ${addressOfPod(POD)}, ${text}, MTU 1450`)
     expect(await row()).toMatchObject({ addresses: linkInfo('eth0', POD).addresses, mtu: 1450 })
     expect(await isProtected()).toBe(true)
-    ip(['address', 'del', '10.244.99.99/32', 'dev', 'eth0'], POD)
+    ip(['address', 'del', `${text}/32`, 'dev', 'eth0'], POD)
     await logged(`eth0 now has ${addressOfPod(POD)}, MTU 1450`)
     expect(await isProtected()).toBe(false)
 

@@ -1,10 +1,12 @@
 // The watch over interfaces, against what iproute2 does to them.
 
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { LinkWatch } from '../../src/node/watch.ts'
 import { deleteLink, linkInfo } from '../../src/os/link.ts'
 import { createNamespace, deleteNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { missing, title } from './support.ts'
+
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 describe.skipIf(missing !== '')(title('link watch'), () => {
   const here = 'dth-watch'
@@ -16,6 +18,8 @@ describe.skipIf(missing !== '')(title('link watch'), () => {
     ipBatch([`link add ${name} netns ${here} type veth peer name far-${name} netns ${there}`])
     ipBatch([`link set ${name} addrgenmode none up`], here)
     ipBatch([`link set far-${name} addrgenmode none up`], there)
+    // The kernel tells of carriers when it comes to it.
+    until(() => /state UP/.test(ip(['link', 'show', name], here)))
   }
   /** What was told since the last time, by a look at once. */
   const seen = () => {
@@ -31,7 +35,7 @@ describe.skipIf(missing !== '')(title('link watch'), () => {
     return told.splice(0)
   }
   const until = (condition: () => boolean) => {
-    const end = Date.now() + 10_000
+    const end = Date.now() + 60_000
     while (!condition()) if (Date.now() > end) throw new Error(`it never came to pass; told was '${told}'`)
   }
   const peer = () => ip(['-o', 'link', 'show', 'type', 'veth'], there)
