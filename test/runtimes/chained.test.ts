@@ -185,7 +185,7 @@ describe.skipIf(missing !== '')(title('a pod with IPv4 and IPv6'), () => {
     expect(address).toMatch(/^fd00:244:0:9::/)
     const ask = (path: string) => pod.exec('wget', '-q', '-O', '-', url(path, `[${SERVER6}]`))
     expect(await ask('/six')).toMatchObject({ stdout: '/six' })
-    expect(served()).toContain(`${address} /six`)
+    await until('the server tells', () => served().includes(`${address} /six`))
     expect(await ask('/secret')).toMatchObject({ stdout: '' })
     await until('the verdict', () => gateway.verdicts(address).find(each => each.rule === 'no-secrets'))
     expect(await get(pod, '/four')).toMatchObject({ stdout: '/four' })

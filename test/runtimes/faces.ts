@@ -3,7 +3,7 @@
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { entryOf, PLUGIN } from '../../src/cni/install/entry.ts'
-import { connectControl } from '../../src/control/client.ts'
+import { type ControlClient, connectControl } from '../../src/control/client.ts'
 import { detour, type Running } from '../../src/lab/process.ts'
 import { PIN_DIRECTORY } from '../../src/node/attachment.ts'
 import { killWith, processesWith } from '../processes.ts'
@@ -22,6 +22,8 @@ rules:
   - { name: closed-port, protocol: udp, ports: [${CLOSED_PORT}], action: drop }
 `
 const START_LIMIT_MS = 30_000
+/** A machine that is busy for a moment must count neither as a worker's death nor as the gateway's. */
+const CALM = { heartbeatLimitMs: 2000, health: { probe: { limitMs: 5000 } } }
 
 /** One line of the gateway's verdict log. */
 export interface Verdict {
@@ -64,13 +66,13 @@ export interface Daemon {
   readonly running: Running
   /** All its processes: the active one, its standby. */
   pids(): number[]
-  /** The one that was started here, which starts the others; undefined when it has ended. */
-  main(): number | undefined
+  /** Resolves with its partner's process id when that one serves. NB: before, while it takes over, calls find nobody for a moment. */
+  partner(): Promise<number>
   /** SIGKILL to all of them; resolves when they are gone. */
   killAll(): Promise<void>
 }
 
-/** Starts the daemon on the node and waits until it would attach; `more` is merged over the configuration's top level. */
+/** Starts the daemon on the node and waits until a partner serves; `more` is merged over the configuration's top level. */
 export async function startDaemon(scene: Scene, more: object = {}): Promise<Daemon> {
   const config = configOf(scene)
   const state = scene.file('detour')
@@ -79,6 +81,7 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
     node: { uplink: scene.uplink, control: socketOf(scene), state },
     tunnel: { local: NODE, remote: GATEWAY, vni: 77 },
     metrics: { listen: 'none' },
+    ...CALM,
     ...more,
   }
   // YAML is a superset of JSON.
@@ -90,14 +93,21 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
     throw new Error(`the daemon ended (${status}): ${readFileSync(log, 'utf8').slice(-2000)}`)
   })
   ended.catch(() => {})
-  await Promise.race([ended, until('the daemon is ready', () => isReady(scene), START_LIMIT_MS)])
   // A daemon's other processes carry the path of its configuration too, which is the scene's alone.
   const processes = () => processesWith(config)
   const pids = () => [...processes().keys()]
+  const partner = () =>
+    until('the partner serves', async () => {
+      const pid = await active(scene)
+      return (processes().get(pid) ?? '').includes('--partner') && pid
+    })
+  const started = async () => {
+    await until('the daemon is ready', () => isReady(scene), START_LIMIT_MS)
+    await partner()
+  }
+  await Promise.race([ended, started()])
   return {
-    running,
-    pids,
-    main: () => [...processes()].find(([, line]) => !line.includes('--partner'))?.[0],
+    ...{ running, pids, partner },
     async killAll() {
       await killWith(config)
       await running.done
@@ -109,16 +119,21 @@ export async function startDaemon(scene: Scene, more: object = {}): Promise<Daem
 export const cleanNode = (scene: Scene) => scene.run('node', detour('node', '--clean', '--config', configOf(scene)))
 
 /** Whether the daemon would serve ADD now. */
-export async function isReady(scene: Scene): Promise<boolean> {
+const isReady = (scene: Scene) => asked(scene, async client => (await client.ask('ready', {})).ready, false)
+
+/** The process that serves, of those that a daemon has; 0 while none does. */
+export const active = (scene: Scene) => asked(scene, async client => (await client.ask('info', {})).pid, 0)
+
+async function asked<T>(scene: Scene, question: (client: ControlClient) => Promise<T>, otherwise: T): Promise<T> {
   try {
     const client = await connectControl(socketOf(scene), 1000)
     try {
-      return (await client.ask('ready', {})).ready
+      return await question(client)
     } finally {
       client.close()
     }
   } catch {
-    return false
+    return otherwise
   }
 }
 

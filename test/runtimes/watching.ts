@@ -1,7 +1,7 @@
 // What is seen on a link: tcpdump writes a capture of everything, tshark takes it apart.
 
 import { execFileSync } from 'node:child_process'
-import { GATEWAY, NODE, type Scene } from './scene.ts'
+import { GATEWAY, NODE, type Scene, until } from './scene.ts'
 
 /** An IP packet as tshark reads it, the innermost one where there is a tunnel around it. */
 export interface Seen {
@@ -34,7 +34,9 @@ export const watchTunnel = (scene: Scene) => watch(scene, 'gate', scene.downlink
 export async function watch(scene: Scene, role: 'node' | 'gate', name: string, filter: string): Promise<Watch> {
   const file = scene.file(`capture-${++captures}.pcap`)
   const all = `(${filter}) or (udp dst port ${MARKER_PORT})`
-  const options = ['-i', name, '-nn', '-U', '-l', '--immediate-mode', '--print', '-Z', 'root', '-w', file]
+  // NB: a place in its ring is as large as the longest packet, of which few would fit: it would lose some when it has to wait.
+  const ring = ['-s', '1000', '-B', '16384']
+  const options = ['-i', name, ...ring, '-nn', '-U', '-l', '--immediate-mode', '--print', '-Z', 'root', '-w', file]
   // NB: its messages and its packets come by one pipe, which is read to the end.
   const command = ['sh', '-c', 'exec tcpdump "$@" 2>&1', 'tcpdump', ...options, all]
   const child = scene.start(role, `tcpdump ${name}`, command)
@@ -42,8 +44,11 @@ export async function watch(scene: Scene, role: 'node' | 'gate', name: string, f
   return {
     async stop() {
       const to = role === 'node' ? GATEWAY : NODE
-      await scene.run(role, ['bash', '-c', `echo end >/dev/udp/${to}/${MARKER_PORT}`])
-      await child.line(line => line.includes(`> ${to}.${MARKER_PORT}: `), LIMIT_MS)
+      const marked = async () => {
+        await scene.run(role, ['bash', '-c', `echo end >/dev/udp/${to}/${MARKER_PORT}`])
+        return child.lines.some(line => line.includes(`> ${to}.${MARKER_PORT}: `))
+      }
+      await until('the capture ends', marked, LIMIT_MS)
       await child.stop('SIGINT')
       return packets(file).filter(packet => packet.destinationPort !== MARKER_PORT)
     },
