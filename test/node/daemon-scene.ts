@@ -180,10 +180,10 @@ export class DaemonScene {
 
   /** Ends everything. */
   async close(): Promise<void> {
-    for (const daemon of this.daemons) await daemon.end('SIGKILL')
     await this.gateway?.stop()
-    // Partners outlive the processes that started them.
+    // Partners outlive the processes that started them, and hold their output open.
     await killWith(this.file)
+    for (const daemon of this.daemons) await daemon.ended
     try {
       await this.clean()
     } finally {
@@ -193,7 +193,13 @@ export class DaemonScene {
   }
 }
 
-/** The status files of all threads of a process. */
+/** The status files of all threads of a process, but of those that end meanwhile. */
 export function threadStatus(pid: number): string[] {
-  return readdirSync(`/proc/${pid}/task`).map(task => readFileSync(`/proc/${pid}/task/${task}/status`, 'latin1'))
+  return readdirSync(`/proc/${pid}/task`).flatMap(task => {
+    try {
+      return [readFileSync(`/proc/${pid}/task/${task}/status`, 'latin1')]
+    } catch {
+      return []
+    }
+  })
 }
