@@ -16,10 +16,13 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { createNamespace, deleteNamespace, ip, listNamespaces, namespacePath } from '../../src/os/netns.ts'
 import { spawnPlugin } from './process.ts'
 import { type FakeDaemon, serveDaemon } from './world.ts'
+
+// NB: Go builds its own library here, and every step of a chain is a process of 100 MB.
+vi.setConfig({ testTimeout: 120_000 })
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const REFERENCE = '/usr/lib/cni'
@@ -44,7 +47,7 @@ beforeAll(async () => {
   execFileSync(process.execPath, [join(ROOT, 'dist/deploy/build-cni.js'), folder], { stdio: 'pipe' })
   executable = join(folder, 'detour-cni')
   bundle = join(folder, 'detour-cni.cjs')
-}, 120_000)
+}, 300_000)
 
 afterAll(async () => {
   await daemon.close()
@@ -127,7 +130,7 @@ describe.skipIf(missing.length > 0)(`libcni and the chain ptp, host-local, detou
     mkdirSync(plugins)
     for (const name of ['ptp', 'host-local']) symlinkSync(join(REFERENCE, name), join(plugins, name))
     symlinkSync(executable, join(plugins, 'detour-cni'))
-  }, 120_000)
+  }, 300_000)
   afterAll(removeNamespaces)
 
   /** Has libcni go through the steps in the node's namespace. */

@@ -284,18 +284,19 @@ describe('a reader', () => {
       const { readFileSync } = require('node:fs')
       let reads = 0
       process.stdin.on('end', () => { console.log(reads); process.exit(0) }).resume()
-      const read = () => { for (let i = 0; i < 100; i++) { JSON.parse(readFileSync(process.argv[1], 'utf8')); reads++ } setImmediate(read) }
-      read()
-      console.error('reading')`
+      const read = () => { for (let i = 0; i < 100; i++) { JSON.parse(readFileSync(process.argv[1], 'utf8')); reads++ } console.error('read'); setImmediate(read) }
+      read()`
     const child = spawn(process.execPath, ['-e', script, on.file('10-calico.conflist')])
     let reads = ''
     child.stdout.setEncoding('utf8').on('data', text => (reads += text))
-    await once(child.stderr, 'data')
+    const closed = once(child, 'close')
     for (let round = 0; round < 100; round++) {
+      // It reads before, between and after.
+      if (round % 20 === 0) await Promise.race([once(child.stderr, 'data'), closed])
       keepInstalled({ confDir: on.confDir, ...HEARS, entry: { socket: `/run/${round}` } }, () => {}).close()
     }
     child.stdin.end()
-    expect((await once(child, 'close'))[0]).toBe(0)
+    expect((await closed)[0]).toBe(0)
     expect(Number(reads)).toBeGreaterThan(100)
   })
 })
