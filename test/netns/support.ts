@@ -205,8 +205,8 @@ export class Probe {
     }
   }
 
-  /** Sends one datagram and says whether it arrived within `timeoutMs`. */
-  send(timeoutMs = 200): boolean {
+  /** Sends one datagram and says whether it arrived within `timeoutMs`: name a short one where it should not. */
+  send(timeoutMs = 5000): boolean {
     this.bytes[0] = ++this.sequence
     const at = addressOf(this.bytes)
     if (write(this.sender, at, this.bytes.byteLength) < 0) return false

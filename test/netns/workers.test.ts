@@ -2,15 +2,19 @@
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
-import { afterEach, describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it, vi } from 'vitest'
 import type { OffloadRung } from '../../src/control/config.ts'
 import { configSchema } from '../../src/control/config.ts'
 import { DROP } from '../../src/drop.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
 import { ALLOW_ALL } from '../../src/gateway/rules.ts'
+import type { StageCounters } from '../../src/memory/counters.ts'
 import { type NodeOptions, type RunningNode, startNode } from '../../src/node/node.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 import { listing, missing, Probe, runIn, title, transfer } from './support.ts'
+
+vi.setConfig({ testTimeout: 180_000 })
 
 const PODS = ['dtf-pod', 'dtf-pod2']
 const [POD, POD2] = PODS
@@ -94,7 +98,8 @@ function remove(): void {
 
 async function start(kind: 'vxlan' | 'geneve', more: object, options: Partial<NodeOptions> = {}): Promise<void> {
   const tunnel = { profile: kind, vni: VNI, local: '10.99.0.1', remote: '10.99.0.2' }
-  const config = configSchema.parse({ tunnel, ...more })
+  // A worker may wait for a processor for long, and that is no fault here.
+  const config = configSchema.parse({ tunnel, heartbeatLimitMs: 10_000, ...more })
   const pods = [{ id: POD, namespace: POD }]
   // A kernel endpoint does not return probes.
   node = await startNode({
@@ -114,6 +119,9 @@ const stages = (name: string) =>
       return found
     })
 const dropped = (name: string, reason?: number) => stages(name).reduce((sum, stage) => sum + stage.drops(reason), 0)
+/** Packets that a stage dropped for another reason than that a busy machine leaves no room for them. */
+const faulty = (stage: StageCounters) =>
+  stage.drops() - stage.drops(DROP.DEVICE_FULL) - stage.drops(DROP.RING_FULL) - stage.drops(DROP.NO_FRAME)
 /** Packets that came to one worker and belonged to another. */
 const handedOver = () =>
   (node as RunningNode).source
@@ -141,7 +149,7 @@ async function echo(namespace: string, addresses: string[]): Promise<void> {
     spawn(process.execPath, ['-e', ECHO, ...addresses], { stdio: ['ignore', 'pipe', 'inherit'] }),
   )
   children.push(child)
-  await new Promise<void>(resolve => child.stdout.once('data', () => resolve()))
+  await said(child.stdout, 'ready')
 }
 
 // Sends a datagram of so many bytes from each of 40 sockets until it comes back the same, and says how many did.
@@ -155,19 +163,24 @@ const ASK = `
     const send = () => s.send(data, 7777, address)
     const again = setInterval(send, 200)
     const end = () => { clearInterval(again); clearTimeout(last); s.close() }
-    const last = setTimeout(end, 5000)
+    const last = setTimeout(end, 30000)
     s.once('message', m => { if (m.equals(data)) back++; end() })
     send()
   }
   process.on('exit', () => console.log(back))`
 
-// No more than the kernel answers without a pause (net.ipv4.icmp_ratelimit).
+// Each sends until it is told: the kernel answers no more than one a second, and a few at once (net.ipv4.icmp_ratelimit).
 const REFUSED = `
   for (let i = 0; i < 5; i++) {
     const s = require('dgram').createSocket('udp4')
-    const t = setTimeout(() => { console.log('silence'); s.close() }, 3000)
-    s.on('error', e => { console.log(e.code); clearTimeout(t); s.close() })
-    s.connect(7999, process.argv[1], () => s.send('x'))
+    let again
+    const end = word => { console.log(word); clearInterval(again); clearTimeout(last); s.close() }
+    const last = setTimeout(end, 30000, 'silence')
+    s.once('error', e => end(e.code))
+    s.connect(7999, process.argv[1], () => {
+      s.send('x')
+      again = setInterval(() => s.send('x'), 700)
+    })
   }`
 
 /** Traffic of every kind: TCP both ways, datagrams and pings whole and fragmented, ICMP errors. */
@@ -208,7 +221,7 @@ async function hang(thread: string): Promise<() => Promise<void>> {
   const tracer = spawn('/usr/bin/python3', ['-c', HOLD, tid], { stdio: ['pipe', 'pipe', 'inherit'] })
   children.push(tracer)
   const gone = new Promise<void>(resolve => tracer.once('close', () => resolve()))
-  await new Promise<void>(resolve => tracer.stdout.once('data', () => resolve()))
+  await said(tracer.stdout, 'held')
   return () => {
     tracer.stdin.end()
     return gone
@@ -250,7 +263,7 @@ describe.skipIf(missing !== '')(title('a node with several workers'), () => {
       await usesAll(workers)
       await node?.stop()
       expect(dropped('restore', DROP.UNKNOWN_FLOW)).toBe(0)
-      expect(dropped('decap')).toBe(0)
+      expect(stages('decap').map(faulty)).toEqual(new Array(workers).fill(0))
       expect(handedOver()).toBe(0)
       for (const name of ['encap', 'restore']) {
         for (const stage of stages(name)) expect(stage.row[2], name).toBeGreaterThan(0)
@@ -272,12 +285,11 @@ describe.skipIf(missing !== '')(title('a node with several workers'), () => {
         await usesAll(3)
         await node?.stop()
         await gateway.stop()
-        expect(dropped('restore')).toBe(0)
-        expect(dropped('decap')).toBe(0)
+        expect([...stages('restore'), ...stages('decap')].map(faulty)).toEqual(new Array(6).fill(0))
         const { rows } = await gateway.source.flows({ limit: 5000, order: 'bytes' })
         expect(new Set(rows.map(row => row.worker)).size).toBe(2)
-        const stages = gateway.source.counters().flatMap(one => one.stages)
-        expect(stages.filter(stage => stage.drops() !== 0).map(stage => stage.name)).toEqual([])
+        const all = gateway.source.counters().flatMap(one => one.stages)
+        expect(all.filter(stage => faulty(stage) !== 0).map(stage => stage.name)).toEqual([])
         if (offload === 'udp-socket') expect(handedOver()).toBeGreaterThan(0)
       })
     }
@@ -300,11 +312,11 @@ describe.skipIf(missing !== '')(title('a node with several workers'), () => {
 
   it('applies the fail mode when a single worker hangs, and ends it when the worker goes on', async () => {
     build('')
-    await start('vxlan', { workers: 3, failMode: 'closed' })
+    await start('vxlan', { workers: 3, failMode: 'closed', heartbeatLimitMs: 200 })
     const probe = new Probe(POD, ENDPOINT, FAR[0], 9000)
     const attachment = async () => (await (node as RunningNode).source.attachments())[0]
     const until = async (condition: () => Promise<boolean>) => {
-      for (const end = Date.now() + 10_000; !(await condition()); ) {
+      for (const end = Date.now() + 60_000; !(await condition()); ) {
         if (Date.now() > end) throw new Error('it never came to pass')
         await new Promise(setImmediate)
       }

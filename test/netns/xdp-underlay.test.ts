@@ -2,7 +2,7 @@
 // against a gateway of the same rung.
 
 import { execFileSync, spawn } from 'node:child_process'
-import { afterEach, describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it, vi } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
 import { DROP } from '../../src/drop.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
@@ -12,7 +12,10 @@ import { Assembler, XDP_PASS } from '../../src/os/assembler.ts'
 import { attachXdp, loadXdp } from '../../src/os/bpf.ts'
 import { close, interfaceIndex, must } from '../../src/os/libc.ts'
 import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
+import { said } from '../processes.ts'
 import { connectByVxlan, missing, Probe, program, runIn, title, transfer } from './support.ts'
+
+vi.setConfig({ testTimeout: 180_000 })
 
 const POD = 'dtL-pod'
 const NODE = 'dtL-node'
@@ -30,12 +33,12 @@ for port in (23, 24):
   s = socket.create_server(('10.244.0.3', port))
   held.append(s)
 print('listening', flush=True)
-time.sleep(60)
+time.sleep(600)
 `
 const CONNECT = `
 import socket, sys
 try:
-  socket.create_connection(('10.244.0.3', int(sys.argv[1])), 5)
+  socket.create_connection(('10.244.0.3', int(sys.argv[1])), 30)
   print('connected')
 except ConnectionRefusedError: print('refused')
 `
@@ -91,7 +94,8 @@ const look = () => [
 function options(family: 4 | 6 = 4, workers = 1, profile = 'vxlan') {
   const [local, remote] = family === 4 ? ['10.99.0.1', '10.99.0.2'] : ['fd00:99::1', 'fd00:99::2']
   const tunnel = { profile, vni: VNI, local, remote }
-  const config = configSchema.parse({ tunnel, workers, rungs: { offload: 'af-xdp' } })
+  // A worker may wait for a processor for long, and that is no fault here.
+  const config = configSchema.parse({ tunnel, workers, heartbeatLimitMs: 10_000, rungs: { offload: 'af-xdp' } })
   const pods = [{ id: POD, namespace: POD }]
   // A kernel endpoint does not return probes.
   return { config, namespace: NODE, uplink: 'uplink', pods, probe: { intervalMs: 0, limitMs: 0 } }
@@ -113,8 +117,19 @@ function occupy(): () => void {
   }
 }
 
+/** Starts a node where there was one: on a busy machine the kernel takes its time to let go of a queue. */
+async function startAgain(): Promise<void> {
+  const end = performance.now() + 60_000
+  while (node === undefined) {
+    node = await startNode(options()).catch(error => {
+      if (!/another AF_XDP socket/.test(error.message) || performance.now() > end) throw error
+      return undefined
+    })
+  }
+}
+
 async function until(holds: () => boolean): Promise<void> {
-  for (const end = performance.now() + 10_000; !holds(); ) {
+  for (const end = performance.now() + 60_000; !holds(); ) {
     if (performance.now() > end) throw new Error('it never came to be')
     await new Promise(resolve => setTimeout(resolve, 20))
   }
@@ -142,7 +157,7 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       for (const address of ['10.244.0.9', 'fd00:244::9']) {
         const there = new Probe(POD, ENDPOINT, address, 7001)
         const back = new Probe(ENDPOINT, POD, address.replace(/9$/, '2'), 7001)
-        expect(there.send(2000)).toBe(true)
+        expect(there.send()).toBe(true)
         there.close()
         back.close()
         expect(await transfer(POD, ENDPOINT, address, '-n', '150M')).toBeGreaterThan(0)
@@ -187,7 +202,7 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
     const state = () => ip(['neighbor', 'show', '10.99.0.2', 'dev', 'uplink'], NODE)
     ip(['neighbor', 'change', '10.99.0.2', 'dev', 'uplink', 'nud', 'stale'], NODE)
     await until(() => /REACHABLE/.test(state()))
-    expect(probe.send(2000)).toBe(true)
+    expect(probe.send()).toBe(true)
     probe.close()
   })
 
@@ -204,8 +219,8 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
     await expect(refused()).rejects.toThrow(/receives by 2 queues: .* as many workers; ask for 2, or set 1 queues/)
     ethtool(NODE, '-L', 'uplink', 'rx', '1', 'tx', '1')
     expect(look()).toEqual(before)
-    node = await startNode(options())
-    expect((await node.source.underlay())[0].rung).toBe('af-xdp')
+    await startAgain()
+    expect((await node!.source.underlay())[0].rung).toBe('af-xdp')
   })
 
   for (const workers of [1, 2])
@@ -225,7 +240,7 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       })
       const [row] = await gateway.source.underlay()
       expect(row).toMatchObject({ device: 'xdp:eth0', rung: 'af-xdp', capabilities: ['copy', 'native'] })
-      node = await startNode({ ...options(4, workers, 'geneve'), probe: { intervalMs: 50, limitMs: 500 } })
+      node = await startNode({ ...options(4, workers, 'geneve'), probe: { intervalMs: 50, limitMs: 10_000 } })
       await until(() => node?.status().endpointUp === true)
       // 8 streams, so that each worker has some.
       for (const address of ['10.244.0.3', 'fd00:244::3']) {
@@ -235,7 +250,7 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       const listening = inNamespace(PEER, () =>
         spawn('/usr/bin/python3', ['-c', LISTEN], { stdio: ['ignore', 'pipe', 'inherit'] }),
       )
-      await new Promise(resolve => listening.stdout.once('data', resolve))
+      await said(listening.stdout, 'listening')
       const connect = (port: number) => runIn(POD, '/usr/bin/python3', '-c', CONNECT, `${port}`)
       try {
         expect(await connect(24)).toBe('connected\n')
@@ -251,8 +266,8 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
           expect(each.drops(), each.name).toBe(
             each.name === 'inspect'
               ? each.drops(DROP.RESET)
-              : each.name.includes(' ')
-                ? each.drops(DROP.DEVICE_FULL)
+              : each.name.includes(' ') || each.name.startsWith('loopback')
+                ? each.drops(DROP.DEVICE_FULL) + each.drops(DROP.RING_FULL)
                 : 0,
           )
       for (const name of ['decap', 'encap', 'restore']) expect(stage(name).drops(), name).toBe(0)
@@ -289,13 +304,13 @@ describe.skipIf(missing !== '')(title('AF_XDP as the whole underlay'), () => {
       stdio: ['ignore', 'pipe', 'inherit'],
     })
     const gone = new Promise(resolve => child.once('close', resolve))
-    await new Promise(resolve => child.stdout.once('data', resolve))
+    await said(child.stdout, 'ready')
     expect(ip(['link', 'show', 'uplink'], NODE)).toMatch(/prog\/xdp id/)
     expect(look()).not.toEqual(before)
     child.kill('SIGKILL')
     await gone
     await until(() => JSON.stringify(look()) === JSON.stringify(before))
-    node = await startNode(options())
+    await startAgain()
     const probe = new Probe(POD, ENDPOINT, '10.244.0.9', 7001)
     await until(() => probe.send(100))
     probe.close()
