@@ -6,11 +6,14 @@ import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { junit } from '../../src/conform/report.ts'
 import type { Result } from '../../src/conform/run.ts'
 import { detour } from '../cli/run.ts'
-import { type Endpoint, freePort, gateway, strange } from './endpoint.ts'
+import { freePort } from '../gateway/ports.ts'
+import { type Endpoint, gateway, strange } from './endpoint.ts'
+
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 let directory: string
 const endpoints: Endpoint[] = []
@@ -245,7 +248,7 @@ describe('health checks', () => {
       if (request.url === '/die' && expected === 0) well = false
     })
     const kill = `kill ${endpoint.pid}; curl -s -o /dev/null http://127.0.0.1:${port}/die`
-    const more = ['--kill-command', kill, '--timeout', '0.2']
+    const more = ['--kill-command', kill, '--timeout', '1']
     const options = ['--target', `127.0.0.1:${endpoint.port}`, ...args(), ...more]
     const { status, stdout } = await detour(['conform', ...options])
     expect(status).toBe(expected)

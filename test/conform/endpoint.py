@@ -3,6 +3,7 @@
 usage: endpoint.py geneve|vxlan ADDRESS PORT [DEFECT]
 """
 
+import ctypes
 import os
 import select
 import socket
@@ -287,8 +288,18 @@ def reorder(data, peer, tos):
         held.clear()
 
 
+def only_ours(all_packets):
+    """Leaves out, in the kernel, what is for another port: others' packets would fill the queue."""
+    # ldxb 4*([0]&0xf); ldh [x+2]; jeq #port, 0, 1; ret #-1; ret #0 (classic BPF, on what begins with an IPv4 header)
+    code = [(0xb1, 0, 0, 0), (0x48, 0, 0, 2), (0x15, 0, 1, port), (0x06, 0, 0, 0xffffffff), (0x06, 0, 0, 0)]
+    program = ctypes.create_string_buffer(b''.join(struct.pack('=HBBI', *each) for each in code))
+    SO_ATTACH_FILTER = 26
+    all_packets.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('@HP', len(code), ctypes.addressof(program)))
+
+
 if defect == 'checksum-ignored':
     raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    only_ours(raw)
     print('ready', flush=True)
     while True:
         whole, peer = raw.recvfrom(65535)
@@ -299,6 +310,7 @@ if defect == 'checksum-ignored':
 
 if defect in ('first-fragment', 'last-fragment'):
     link = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    only_ours(link)
     print('ready', flush=True)
     while True:
         ready = select.select([link, sock], [], [])[0]

@@ -3,11 +3,13 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, describe, expect, test } from 'vitest'
+import { afterAll, describe, expect, test, vi } from 'vitest'
 import type { Target } from '../../src/conform/case.ts'
 import { conformProfile } from '../../src/conform/profile.ts'
 import { CASES } from '../../src/conform/suite.ts'
 import { conform, type Endpoint, gateway, named, strange } from './endpoint.ts'
+
+vi.setConfig({ testTimeout: 240_000 })
 
 const directory = mkdtempSync(join(tmpdir(), 'detour-conform-'))
 afterAll(() => rmSync(directory, { recursive: true }))
@@ -128,19 +130,15 @@ const DEFECTS: readonly [string, 'geneve' | 'vxlan', readonly string[]][] = [
 ]
 
 describe('a defect fails the cases about it and no others', () => {
-  test.each(DEFECTS)(
-    '%s, %s',
-    async (defect, profile, expected) => {
-      const results = await ask(strange(profile, '127.0.0.1', defect), profile, { timeoutMs: 1500 })
-      const failed = results.filter(({ outcome }) => outcome === 'fail')
-      expect(failed.map(({ name }) => name).sort()).toEqual([...expected].sort())
-      for (const { sent, seen, packets } of failed) {
-        expect([sent, seen]).toEqual([expect.stringContaining('127.0.0.1'), expect.stringMatching(/./)])
-        expect(packets.length).toBeGreaterThan(0)
-      }
-    },
-    120_000,
-  )
+  test.each(DEFECTS)('%s, %s', async (defect, profile, expected) => {
+    const results = await ask(strange(profile, '127.0.0.1', defect), profile, { timeoutMs: 1500 })
+    const failed = results.filter(({ outcome }) => outcome === 'fail')
+    expect(failed.map(({ name }) => name).sort()).toEqual([...expected].sort())
+    for (const { sent, seen, packets } of failed) {
+      expect([sent, seen]).toEqual([expect.stringContaining('127.0.0.1'), expect.stringMatching(/./)])
+      expect(packets.length).toBeGreaterThan(0)
+    }
+  })
 
   test.runIf(root).each([
     ['checksum-ignored', 'geneve', 'outer-checksum-wrong-dropped'],
@@ -170,15 +168,11 @@ const FAULTS: readonly [string, readonly string[]][] = [
 ]
 
 describe('a fault of our own gateway fails the cases about it and no others', () => {
-  test.each(FAULTS)(
-    '%s',
-    async (fault, expected) => {
-      const endpoint = gateway('geneve', '127.0.0.1', join(directory, 'control'), '--fault', fault)
-      const results = await ask(endpoint, 'geneve', { timeoutMs: 1500 })
-      expect(named(results, 'fail').sort()).toEqual([...expected].sort())
-    },
-    60_000,
-  )
+  test.each(FAULTS)('%s', async (fault, expected) => {
+    const endpoint = gateway('geneve', '127.0.0.1', join(directory, 'control'), '--fault', fault)
+    const results = await ask(endpoint, 'geneve', { timeoutMs: 1500 })
+    expect(named(results, 'fail').sort()).toEqual([...expected].sort())
+  })
 })
 
 describe('behind AWS’s load balancer', () => {

@@ -1,7 +1,6 @@
 // Endpoints as processes, and the suite against them in this one.
 
 import { type ChildProcess, spawn } from 'node:child_process'
-import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import type { Target } from '../../src/conform/case.ts'
@@ -11,6 +10,7 @@ import { conformProfile } from '../../src/conform/profile.ts'
 import { type Result, Runner } from '../../src/conform/run.ts'
 import { casesNamed } from '../../src/conform/suite.ts'
 import { start } from '../cli/run.ts'
+import { freePort } from '../gateway/ports.ts'
 
 const PYTHON = '/usr/bin/python3'
 const script = fileURLToPath(new URL('endpoint.py', import.meta.url))
@@ -24,15 +24,9 @@ export interface Endpoint {
   stop(): Promise<void>
 }
 
-/** A port that nothing uses at the address: the kernel chose it a moment ago. */
-export async function freePort(address: string): Promise<number> {
-  const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4')
-  socket.bind(0, address)
-  await once(socket, 'listening')
-  const { port } = socket.address()
-  await new Promise<void>(resolve => socket.close(() => resolve()))
-  return port
-}
+/** A port that nothing uses at the address, nor at those beside it that the suite sends from. */
+const portAt = (address: string) =>
+  freePort(...(address === '127.0.0.1' ? ['127.0.0.1', '127.0.0.2', '127.0.0.3'] : [address]))
 
 async function running(child: ChildProcess, address: string, port: number): Promise<Endpoint> {
   let text = ''
@@ -56,14 +50,14 @@ async function running(child: ChildProcess, address: string, port: number): Prom
 
 /** Starts the endpoint of endpoint.py. */
 export async function strange(kind: string, address: string, defect = '', env: NodeJS.ProcessEnv = {}) {
-  const port = await freePort(address)
+  const port = await portAt(address)
   const child = spawn(PYTHON, [script, kind, address, `${port}`, defect], { env: { ...process.env, ...env } })
   return running(child, address, port)
 }
 
 /** Starts our gateway over a UDP socket. */
 export async function gateway(profile: string, address: string, control: string, ...args: string[]) {
-  const port = await freePort(address)
+  const port = await portAt(address)
   const listen = address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`
   const child = start(['gateway', '--listen', listen, '--profile', profile, '--json', '--control', control, ...args])
   return running(child, address, port)

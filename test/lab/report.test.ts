@@ -5,10 +5,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { type Browser, chromium } from 'playwright-core'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { writeReport } from '../../src/lab/page.ts'
 import { makeReportFolder, passed } from '../../src/lab/report.ts'
 import { sampleReport } from './sample.ts'
+
+// A browser takes its time on a loaded machine.
+const LIMIT_MS = 120_000
+vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS })
 
 const CHROMIUM = '/usr/bin/chromium'
 const QUIET =
@@ -49,7 +53,11 @@ describe.skipIf(missing)(`report page${missing ? ` (skipped: ${CHROMIUM} is not 
   beforeAll(async () => {
     folder = mkdtempSync(join(tmpdir(), 'detour-report-'))
     url = pathToFileURL(writeReport(folder, sampleReport())).href
-    browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', ...QUIET.split(' ')] })
+    browser = await chromium.launch({
+      executablePath: CHROMIUM,
+      args: ['--no-sandbox', ...QUIET.split(' ')],
+      timeout: LIMIT_MS,
+    })
   })
   afterAll(async () => {
     await browser?.close()
@@ -67,8 +75,8 @@ describe.skipIf(missing)(`report page${missing ? ` (skipped: ${CHROMIUM} is not 
       })
       page.on('pageerror', error => complaints.push(error.message))
       page.on('request', request => requests.push(request.url()))
-      await page.goto(url)
-      await page.waitForSelector('#plot-probe canvas')
+      await page.goto(url, { timeout: LIMIT_MS })
+      await page.waitForSelector('#plot-probe canvas', { timeout: LIMIT_MS })
 
       expect(complaints).toEqual([])
       expect(requests.filter(request => request !== url && !request.startsWith('data:'))).toEqual([])
