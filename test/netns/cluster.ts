@@ -26,7 +26,7 @@ export interface ClusterNode {
   /** The bridge's. */
   gateway4: string
   pods: Pod[]
-  /** Attaches all pods, or some. The endpoint is the first gateway, and there are no probes, unless told otherwise; `bypass` beside the configuration's. */
+  /** Attaches all pods, or some. The endpoint is the first gateway, and there are no probes, unless told otherwise; `bypass` beside the configuration's. NB: a worker may wait for a processor longer than heartbeats may fail by default. */
   start(config?: object, options?: Partial<NodeOptions>, bypass?: object[]): Promise<RunningNode>
 }
 
@@ -109,7 +109,7 @@ export function buildCluster(prefix: string, nodes: number, podsEach: number, ga
     })
     const start = (config: object = {}, options: Partial<NodeOptions> = {}, bypass: object[] = []) => {
       const tunnel = { vni: 77, local: address, remote: gatewaysMade[0].address }
-      const parsed = configSchema.parse({ tunnel, ...config })
+      const parsed = configSchema.parse({ tunnel, heartbeatLimitMs: 5000, ...config })
       return startNode({
         config: { ...parsed, bypass: [...parsed.bypass, ...bypass] },
         ...{ namespace, uplink: 'uplink', probe: { intervalMs: 0, limitMs: 0 } },

@@ -55,7 +55,7 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
     client = await scene.script(POD, CLIENT, SERVER[4], PORT)
     await client.line('ready')
   }
-  afterEach(() => scene.remove())
+  afterEach(() => scene.remove(), LIMIT)
 
   describe('of one address family and rung', () => {
     it.each([
@@ -89,7 +89,7 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
   })
 
   describe('that changes', () => {
-    beforeEach(() => build())
+    beforeEach(() => build(), LIMIT)
 
     it('a dead endpoint moves only its own flows, and TCP lives; when it is back, flows do not jump back', async () => {
       await scene.start({ endpoints: pool() })
@@ -174,9 +174,12 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
     }, 120_000)
 
     it('ICMP echoes and TCP connections tell, too, where they are asked for', async () => {
-      const every = { intervalMs: 50, limitMs: 200 }
+      const every = { intervalMs: 50, limitMs: 2000 }
       for (const n of THREE) await (await scene.script(gatewayName(n), ACCEPT, gatewayAddress(n), 80)).line('ready')
-      await scene.start({ endpoints: pool(), health: { icmp: every, tcp: { port: 80, ...every } } })
+      await scene.start({
+        endpoints: pool(),
+        health: { probe: { limitMs: 2000 }, icmp: every, tcp: { port: 80, ...every } },
+      })
       await until(() => row(1).probesAnswered > 10)
       expect(THREE.map(n => row(n).state)).toEqual(['up', 'up', 'up'])
 

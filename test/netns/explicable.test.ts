@@ -18,12 +18,13 @@ import { inNamespace, ip } from '../../src/os/netns.ts'
 import { buildCluster, type Cluster, type Pod, until } from './cluster.ts'
 import { missing, runIn, title } from './support.ts'
 
-/** Datagrams of so many bytes from one port, or one each from as many ports; their size is no matter of path MTU. */
+/** Datagrams of so many bytes from one port, a given one or any (0), or one each from as many ports; their size is no matter of path MTU. */
 const SEND = `
 import socket, sys
-to, port, count, size, ports = sys.argv[1], *map(int, sys.argv[2:])
+to, port, count, size, ports, source = sys.argv[1], *map(int, sys.argv[2:])
 for i in range(ports):
   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+  s.bind(('', source))
   s.setsockopt(socket.IPPROTO_IP, 10, 3)
   for j in range(count): s.sendto(bytes(size), (to, port))
 `
@@ -59,7 +60,7 @@ for i in range(3): s.sendto(bytes.fromhex('0000655800004d00') + bytes(inner), (s
 
 const QUOTA = 16
 
-describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
+describe.skipIf(missing !== '')(title('every packet is explicable'), { timeout: 120_000 }, () => {
   const directory = mkdtempSync(join(tmpdir(), 'detour-explicable-'))
   const flowFile = join(directory, 'flows.jsonl')
   let cluster: Cluster
@@ -89,9 +90,11 @@ describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
       {
         failMode: 'closed',
         pods: { flows: QUOTA },
+        // None ends before its time.
+        flows: { otherTimeoutSeconds: 3600 },
         bypass: [{ name: 'mdns', cidr: '10.99.0.100/32', protocol: 'udp', port: 5353 }],
       },
-      { flowLog, probe: { intervalMs: 20, limitMs: 400 } },
+      { flowLog, probe: { intervalMs: 20, limitMs: 2000 } },
     )
     control = await serveControl(node.source, { path: join(directory, 'node.sock') })
     client = await connectControl(control.path)
@@ -112,8 +115,12 @@ describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
     rmSync(directory, { recursive: true, force: true })
   })
 
-  const send = (port: number, count: number, size = 32, ports = 1) =>
-    runIn(pod.namespace, 'python3', '-c', SEND, cluster.outside.address, ...[port, count, size, ports].map(String))
+  const send = (port: number, count: number, size = 32, ports = 1, source = 0) => {
+    const numbers = [port, count, size, ports, source].map(String)
+    return runIn(pod.namespace, 'python3', '-c', SEND, cluster.outside.address, ...numbers)
+  }
+  /** The same flow each time, however often: a pod may have but a few. */
+  const sendAgain = (count: number) => send(5353, count, 32, 1, 4000)
 
   /** What `detour show drops` says of a reason, at all stages. */
   async function shown(reason: string): Promise<number> {
@@ -210,7 +217,7 @@ describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
   }
 
   test('detour trace prints packets with their stages', async () => {
-    const { out, err } = await command(['--count', '2', '--filter', 'port=5353'], () => send(5353, 2))
+    const { out, err } = await command(['--count', '2', '--filter', 'port=5353'], () => sendAgain(2))
     expect(err).toBe('2 packets, ended: all packets that were asked for\n')
     const lines = out.trimEnd().split('\n')
     expect(lines).toHaveLength(4)
@@ -219,7 +226,7 @@ describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
   })
 
   test('detour trace --json: an object a line; what the kernel stopped is told at the end otherwise', async () => {
-    const { out } = await command(['--count', '3', '--json', '--filter', 'port=5353'], () => send(5353, 1))
+    const { out } = await command(['--count', '3', '--json', '--filter', 'port=5353'], () => sendAgain(1))
     const rows = out
       .trimEnd()
       .split('\n')
@@ -230,7 +237,7 @@ describe.skipIf(missing !== '')(title('every packet is explicable'), () => {
     const spoofing = ['--count', '3', '--filter', 'port=5353', '--attachment', pod.namespace]
     const { err } = await command(spoofing, async () => {
       await runIn(pod.namespace, '/usr/bin/python3', '-c', SPOOF, pod.mac)
-      await send(5353, 1)
+      await sendAgain(1)
     })
     expect(err).toMatch(/\nthe kernel stopped \d+ before any stage: spoofed-address \(the pod sent from/)
   })

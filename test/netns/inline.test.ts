@@ -36,7 +36,8 @@ const PREFIX = 'dtq3'
 const APPLIANCE = `${PREFIX}-appliance`
 const PORT = 80
 const OTHER_PORT = 8080
-const LIMIT_MS = 60_000
+const LIMIT_MS = 120_000
+const MARK = 'all-before-this-is-there'
 
 /** Says which pages it was asked for; one connection each. */
 const SERVE = `for (const port of [${PORT}, ${OTHER_PORT}])
@@ -147,13 +148,20 @@ class Scene {
   /** Begins a capture of the tunnel's wire; the function ends it and has tshark read it. */
   async capture(): Promise<(filter: string, ...fields: string[]) => Promise<string[][]>> {
     const file = join(this.folder, 'wire.pcap')
-    const [{ namespace }] = this.cluster.gateways
-    const args = ['-U', '--immediate-mode', '-i', 'eth0', '-w', file, 'udp', 'port', '6081']
+    const [{ namespace, address }] = this.cluster.gateways
+    const filter = ['udp', 'port', '6081', 'or', 'udp', 'port', '9']
+    const args = ['-U', '--immediate-mode', '-i', 'eth0', '-w', file, ...filter]
     const tcpdump = await begin(namespace, /listening on/, 'tcpdump', ...args)
     this.programs.push(tcpdump)
     let ended = false
     return async (filter, ...fields) => {
-      if (!ended) await tcpdump.end('SIGINT')
+      if (!ended) {
+        // What came before this has been written when this has.
+        const say = `echo -n ${MARK} > /dev/udp/${address}/9`
+        await runIn(this.cluster.nodes[0].namespace, 'bash', '-c', say)
+        await until(() => readFileSync(file).includes(MARK), 'the mark in the capture')
+        await tcpdump.end('SIGINT')
+      }
       ended = true
       const wanted = fields.flatMap(field => ['-e', field])
       const out = await runIn(
@@ -278,13 +286,13 @@ ${[0, 1]
     })
     expect(await scene.get(scene.url('/after'))).toBe('page /after')
     expect(secret.said()).toBe('asking\n')
-    expect(scene.server.said()).toContain('asked 80/after')
+    await until(() => scene.server.said().includes('asked 80/after'), 'what the server says of the request')
     expect(scene.server.said()).not.toContain('secret')
   })
 
   it('is heard when it answers itself', async () => {
     expect(await scene.get(scene.url('/', OTHER_PORT))).toBe('ECONNREFUSED')
-    expect(eve().some(line => line.alert?.signature_id === 2)).toBe(true)
+    await until(() => eve().some(line => line.alert?.signature_id === 2), 'an alert')
   })
 
   it('is not asked about what our own rules stop', async () => {

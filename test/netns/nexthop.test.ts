@@ -45,7 +45,7 @@ describe.skipIf(missing !== '')(title('next hop'), () => {
     const frame = Buffer.alloc(2048)
     const type = address.includes(':') ? 0x86dd : 0x0800
     try {
-      for (let tries = 0; tries < 200; tries++) {
+      for (let tries = 0; tries < 500; tries++) {
         probe.send()
         const waiting = Int32Array.of(fd, POLL.IN)
         while (poll(addressOf(waiting), 1, 20) > 0) {

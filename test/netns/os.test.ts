@@ -71,7 +71,10 @@ describe.skipIf(missing !== '')(title('os'), () => {
 
   it("tells what a TAP's queue had no room for, as iproute2 does", () => {
     const tap = openTap({ name: 'full0', namespace })
-    const settings = ['txqueuelen 10', 'address 02:00:00:00:00:01', 'up'].map(setting => `link set full0 ${setting}`)
+    // Nobody else is to send there while it is looked at.
+    const settings = ['txqueuelen 10', 'address 02:00:00:00:00:01', 'addrgenmode none', 'up'].map(
+      setting => `link set full0 ${setting}`,
+    )
     const neighbour = 'neigh add 10.92.0.2 lladdr 02:00:00:00:00:02 dev full0'
     ipBatch([...settings, 'address add 10.92.0.1/24 dev full0', neighbour], namespace)
     const sent = 'for ((i = 0; i < 50; i++)); do echo > /dev/udp/10.92.0.2/9; done'

@@ -28,6 +28,9 @@ export const gatewayAddress = (number: number, version: 4 | 6 = 4) =>
   version === 4 ? `10.99.0.${10 + number}` : `fd99::1${number}`
 export const LOCAL = { 4: '10.99.0.1', 6: 'fd99::1' } as const
 
+/** Heartbeats and probes that bear with silence. */
+const CALM = { heartbeatLimitMs: 5000, health: { probe: { limitMs: 2000 } } }
+
 const MARK = 'all-before-this-is-there'
 
 const quiet = (name: string) => `link set ${name} addrgenmode none up`
@@ -127,9 +130,9 @@ export class Scene {
     await this.gateways.get(number)?.stop('SIGKILL')
   }
 
-  /** Starts the node with the pod attached; `more` is configuration. */
+  /** Starts the node with the pod attached; `more` is configuration. NB: on a busy machine nobody is to be taken for dead who only waits for a processor. */
   async start(more: object, options: Partial<NodeOptions> = {}, version: 4 | 6 = 4): Promise<RunningNode> {
-    const config = configSchema.parse({ tunnel: { vni: 7, local: LOCAL[version] }, ...more })
+    const config = configSchema.parse({ tunnel: { vni: 7, local: LOCAL[version] }, ...CALM, ...more })
     const pods = [{ id: 'pod', namespace: POD }]
     const log = (line: string) => void this.log.push(line)
     this.node = await startNode({ config, namespace: NODE, uplink: 'uplink', pods, log, ...options })
