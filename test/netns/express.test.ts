@@ -16,17 +16,19 @@ const POD_MAC = '02:00:00:00:00:a1'
 const FAR_MAC = '02:00:00:00:00:b1'
 const PORT = 7001
 
-/** Receives datagrams until one says `end`, and prints how many came, and how many before one that was sent earlier. */
+/** Receives datagrams until one says the given end, and prints how many came, and how many before one that was sent earlier. */
 const RECEIVE = `
 import socket, sys
 s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)
 s.bind((sys.argv[1], ${PORT}))
-s.settimeout(10)
+s.settimeout(60)
 n = late = last = 0
 while True:
   d = s.recv(65536)
-  if d == b'end': break
+  if d == sys.argv[2].encode(): break
+  # Of an earlier sender.
+  if d[:3] == b'end': continue
   i = int.from_bytes(d[:4], 'big')
   if any(b != i & 255 for b in d[4:]): raise SystemExit('a datagram has other bytes than were sent')
   late += i < last
@@ -34,10 +36,10 @@ while True:
   n += 1
 print(n, late)
 `
-/** Sends datagrams of the given sizes, each of one number; no more than a TAP's queue of 500 holds when the worker does not run for a while. */
+/** Sends datagrams of the given sizes, each of one number, and then the given end; no more than a TAP's queue of 500 holds when the worker does not run for a while. */
 const SEND = `
 import socket, sys, time
-far, count, *sizes = sys.argv[1:]
+far, end, count, *sizes = sys.argv[1:]
 s = socket.socket(socket.AF_INET6 if ':' in far else socket.AF_INET, socket.SOCK_DGRAM)
 s.setsockopt(socket.SOL_SOCKET, 32, 1 << 24)
 s.connect((far, ${PORT}))
@@ -46,11 +48,12 @@ for i in range(int(count)):
   if i % 50 == 49: time.sleep(0.002)
 for i in range(5):
   time.sleep(0.02)
-  try: s.send(b'end')
+  try: s.send(end.encode())
   except ConnectionRefusedError: break
 `
 
 let node: RunningNode | undefined
+let senders = 0
 
 const quiet = (name: string) => `link set ${name} addrgenmode none up`
 
@@ -90,7 +93,7 @@ async function start(express: ExpressRung): Promise<string[]> {
   const log: string[] = []
   const tunnel = { profile: 'vxlan', vni: 77, local: '10.99.0.1', remote: '10.99.0.2' }
   node = await startNode({
-    config: configSchema.parse({ tunnel, rungs: { express } }),
+    config: configSchema.parse({ tunnel, rungs: { express }, heartbeatLimitMs: 5000 }),
     ...{ namespace: NODE, uplink: 'uplink', pods: [{ id: POD, namespace: POD }], log: line => log.push(line) },
     // The kernel's device returns no probes.
     probe: { intervalMs: 0, limitMs: 0 },
@@ -98,22 +101,33 @@ async function start(express: ExpressRung): Promise<string[]> {
   return log
 }
 
-/** Packets that a stage has sent, when all workers have published. */
+/** Packets that a stage has sent by now. */
 async function sent(prefix: string): Promise<number> {
-  await new Promise(resolve => setTimeout(resolve, 250))
+  await worked()
   const stages = (node as RunningNode).source.counters().flatMap(({ stages }) => stages)
   return stages.filter(({ name }) => name.startsWith(prefix)).reduce((sum, { row }) => sum + row[COLUMN.OUT_PACKETS], 0)
 }
 
-/** Resolves when the workers may know (or no longer) the next hop: the node looks every half second. */
-async function settled(): Promise<void> {
+/** Resolves when every worker has taken what there was, looked at what the node tells it, and published: it answers after that. */
+const worked = () => (node as RunningNode).reconfigure()
+
+/** Resolves when the workers no longer know a next hop that is gone: the node looks every half second. */
+async function forgotten(): Promise<void> {
   await new Promise(resolve => setTimeout(resolve, 1200))
+  await worked()
+}
+
+/** Resolves when the workers know the next hop, which the kernel finds for what goes by the TAP. */
+async function found(): Promise<void> {
+  for (const before = await sent('xdp'); (await sent('xdp')) === before; ) await datagrams('10.244.0.9', 1, 20)
 }
 
 async function datagrams(far: string, count: number, ...sizes: number[]): Promise<string> {
-  const received = runIn(ENDPOINT, 'python3', '-c', RECEIVE, far)
+  const end = `end ${++senders}`
+  const received = runIn(ENDPOINT, 'python3', '-c', RECEIVE, far, end)
+  received.catch(() => {})
   await listening(far)
-  await runIn(POD, 'python3', '-c', SEND, far, `${count}`, ...sizes.map(String))
+  await runIn(POD, 'python3', '-c', SEND, far, end, `${count}`, ...sizes.map(String))
   return (await received).trim()
 }
 
@@ -130,13 +144,11 @@ afterEach(async () => {
   remove()
 })
 
-describe.skipIf(missing !== '')(title('small packets on their express way'), () => {
+describe.skipIf(missing !== '')(title('small packets on their express way'), { timeout: 120_000 }, () => {
   it('takes small UDP over IPv4 and IPv6, whole and in order, and leaves TCP with the TAP', async () => {
     const log = await start('af-xdp')
     expect(log).toContain('small packets leave uplink by AF_XDP')
-    // The kernel finds the next hop for what goes by the TAP.
-    await datagrams('10.244.0.9', 1, 20)
-    await settled()
+    await found()
     for (const far of ['10.244.0.9', 'fd00:244::9']) {
       const before = await sent('xdp')
       expect(await datagrams(far, 400, 0, 60, 1000, 1444)).toBe('400 0')
@@ -153,8 +165,7 @@ describe.skipIf(missing !== '')(title('small packets on their express way'), () 
 
   it('keeps the order of a flow whose large datagrams come in fragments', async () => {
     await start('af-xdp')
-    await datagrams('10.244.0.9', 1, 20)
-    await settled()
+    await found()
     const before = await sent('xdp')
     expect(await datagrams('10.244.0.9', 240, 40, 4000, 40)).toBe('240 0')
     expect((await sent('xdp')) - before).toBeGreaterThan(240)
@@ -162,29 +173,26 @@ describe.skipIf(missing !== '')(title('small packets on their express way'), () 
 
   it('sends all by the TAP while the next hop is not known, and takes up again when it is', async () => {
     await start('af-xdp')
-    await datagrams('10.244.0.9', 1, 20)
-    await settled()
+    await found()
     ip(['-n', NODE, 'link', 'set', 'uplink', 'down'])
-    await settled()
+    await forgotten()
     ip(['-n', NODE, 'link', 'set', 'uplink', 'up'])
-    const before = await sent('xdp')
     // Nothing is known of the neighbour after that, so the first ones ask the kernel.
     expect(await datagrams('10.244.0.9', 100, 20)).toBe('100 0')
-    await settled()
+    await found()
+    const before = await sent('xdp')
     expect(await datagrams('10.244.0.9', 100, 20)).toBe('100 0')
     expect((await sent('xdp')) - before).toBeGreaterThanOrEqual(100)
   })
 
   it('follows a next hop that changes its address', async () => {
     await start('af-xdp')
-    await datagrams('10.244.0.9', 1, 20)
-    await settled()
+    await found()
     ip(['-n', ENDPOINT, 'link', 'set', 'eth0', 'address', '02:00:00:00:00:c7'])
     ip(['-n', NODE, 'neighbor', 'flush', 'dev', 'uplink'])
-    await settled()
+    await forgotten()
     // Now the kernel is asked again.
-    await datagrams('10.244.0.9', 1, 20)
-    await settled()
+    await found()
     const before = await sent('xdp')
     expect(await datagrams('10.244.0.9', 100, 20)).toBe('100 0')
     expect((await sent('xdp')) - before).toBeGreaterThanOrEqual(100)
@@ -195,11 +203,10 @@ describe.skipIf(missing !== '')(title('small packets on their express way'), () 
     for (let times = 1; times <= 3; times++) {
       ip(['-n', NODE, 'link', 'delete', 'uplink'])
       // What is sent meanwhile is lost, and its frames with the socket if that gave none back.
-      await runIn(POD, 'python3', '-c', SEND, '10.244.0.9', '1000', '20')
+      await runIn(POD, 'python3', '-c', SEND, '10.244.0.9', 'end', '1000', '20')
       buildUplink()
-      await vi.waitFor(() => expect(log.filter(line => line.includes('by AF_XDP'))).toHaveLength(1 + times), 10_000)
-      await datagrams('10.244.0.9', 1, 20)
-      await settled()
+      await vi.waitFor(() => expect(log.filter(line => line.includes('by AF_XDP'))).toHaveLength(1 + times), 60_000)
+      await found()
       const before = await sent('xdp')
       expect(await datagrams('10.244.0.9', 400, 0, 60, 1000, 1444)).toBe('400 0')
       expect((await sent('xdp')) - before).toBeGreaterThanOrEqual(400)
