@@ -85,8 +85,13 @@ export function connectByVxlan(options: {
 }): void {
   const { pod, node, endpoint, podMac, endpointMac, vni, family } = options
   const quiet = (name: string) => `link set ${name} addrgenmode none up`
-  ipBatch(['address add 10.99.0.1/24 dev uplink', 'address add fd00:99::1/64 dev uplink nodad'], node)
-  ipBatch(['address add 10.99.0.2/24 dev eth0', 'address add fd00:99::2/64 dev eth0 nodad', quiet('eth0')], endpoint)
+  // NB: without an address of the link, the kernel asks for no neighbour that it has no packet for, nor whether one is there yet.
+  const all = (last: number, name: string) => [
+    `address add 10.99.0.${last}/24 dev ${name}`,
+    ...['fd00:99', 'fe80'].map(net => `address add ${net}::${last}/64 dev ${name} nodad`),
+  ]
+  ipBatch(all(1, 'uplink'), node)
+  ipBatch([...all(2, 'eth0'), quiet('eth0')], endpoint)
   const ends = family === 4 ? 'local 10.99.0.2 remote 10.99.0.1' : 'local fd00:99::2 remote fd00:99::1'
   ipBatch(
     [
