@@ -129,13 +129,13 @@ function remove(): void {
   for (const name of [POD, NODE, ENDPOINT]) deleteNamespace(name)
 }
 
-/** A node of two processes, or one; the next one takes the place of the last. */
+/** A node of two processes, or one; the next one takes the place of the last. NB: one that only waits for a processor does not hang. */
 async function node(more: { config?: object; input?: Partial<PairInput> } = {}): Promise<Lines> {
   const tunnel = { profile: 'vxlan', vni: 77, local: '10.99.0.1', remote: '10.99.0.2' }
   const input: PairInput = {
     ...{ path: join(folder, 'handover.sock'), standby: true, namespace: NODE, uplink: 'uplink' },
     ...{ config: { tunnel, failMode: 'closed', heartbeatLimitMs: 1000, ...more.config } },
-    ...{ pods: [{ id: POD, namespace: POD }], hangMs: 2000, ...more.input },
+    ...{ pods: [{ id: POD, namespace: POD }], hangMs: 10_000, ...more.input },
   }
   const lines = start('', process.execPath, program('pair-child'), JSON.stringify(input))
   nodes.push(lines)
@@ -179,7 +179,7 @@ async function stream(): Promise<{ flows(): Promise<void> }> {
 }
 
 /** Packets of the pod that left it as they were: none was for the tunnel. */
-async function watch(): Promise<{ leaked(): Promise<string[]> }> {
+async function watch(): Promise<{ leaked(): Promise<string[]>; sees(): Promise<string> }> {
   const filter = ['ip', 'and', 'src', '10.244.0.2']
   const args = ['--immediate-mode', '-lnni', 'pod', ...filter]
   const child = inNamespace(NODE, () => spawn('tcpdump', args, { stdio: ['ignore', 'pipe', 'pipe'] }))
@@ -187,6 +187,7 @@ async function watch(): Promise<{ leaked(): Promise<string[]> }> {
   const dump = new Lines(child)
   await said(child.stderr, 'listening')
   return {
+    sees: () => dump.line(/./),
     async leaked() {
       child.kill('SIGINT')
       await dump.gone
@@ -266,7 +267,7 @@ describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120
   }
 
   it('one that hangs as a whole is killed and followed', async () => {
-    const { lines, capture, tcp } = await scene()
+    const { lines, capture, tcp } = await scene({ input: { hangMs: 2000 } })
     const pid = activePid(lines)
     process.kill(pid, 'SIGSTOP')
     await lines.line(new RegExp(`${pid} hangs: `))
@@ -277,7 +278,7 @@ describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120
   })
 
   it('one with a worker that hangs is killed and followed', async () => {
-    const { lines, capture, tcp } = await scene()
+    const { lines, capture, tcp } = await scene({ input: { hangMs: 2000 } })
     const pid = activePid(lines)
     await hang(pid, 'forward-0')
     await lines.line(new RegExp(`${pid} hangs: a worker was silent`))
@@ -298,8 +299,9 @@ describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120
     limit(free)
     ipBatch(['address add 10.244.7.7/32 dev eth0'], POD)
     await lines.line(/nobody stands by for the moment: .* [0-2] of 3 descriptors came/, from)
-    await tcp.flows()
+    // It soon begins anew, for which it needs some.
     limit(Number(hard))
+    await tcp.flows()
     await ready(lines, true, from)
     expect([activePid(lines), lines.all.filter(line => line.includes('taken over in'))]).toEqual([pid, []])
     process.kill(pid, 'SIGKILL')
@@ -375,6 +377,7 @@ describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120
         resolve()
       }, 20)
     })
+    await capture.sees()
     expect((await capture.leaked()).length).toBeGreaterThan(0)
   })
 })
