@@ -95,6 +95,9 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     while (!condition()) if (Date.now() > end) throw new Error('it never came to pass')
   }
 
+  // NB: the kernel lets go of a link that is pinned no more in a while of its own (bpf_link_put in kernel/bpf/syscall.c).
+  const expectFound = (found: string) => expect.poll(() => listing(wired.pod, 'eth0'), { timeout: 10_000 }).toBe(found)
+
   beforeAll(() => {
     wired = wire('dtc-att')
     protectedMap = createProtectedMap(16)
@@ -144,7 +147,7 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
         expect(existsSync(`${PIN_DIRECTORY}/${id}`)).toBe(true)
         await stop()
         attachment?.detach()
-        expect(listing(wired.pod, 'eth0')).toBe(found)
+        await expectFound(found)
         expect(existsSync(`${PIN_DIRECTORY}/${id}`)).toBe(false)
         if (before !== 'nothing') tc(['qdisc', 'del', 'dev', 'eth0', 'clsact'], wired.pod)
       })
@@ -222,7 +225,7 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
     await forward(take({ failMode: 'closed', rung: 'clsact' }))
     await kill('closed')
     cleanup({ namespace: wired.pod, id })
-    expect(listing(wired.pod, 'eth0')).toBe(found)
+    await expectFound(found)
     cleanup({ namespace: wired.pod, id })
     cleanup({ namespace: 'dtc-not-there', id })
     attachment = undefined
