@@ -392,5 +392,5 @@ describe('detour node, as a command', () => {
     } finally {
       rmSync(folder, { recursive: true })
     }
-  })
+  }, 120_000)
 })

@@ -21,7 +21,7 @@ rules:
   - { name: no-secrets, protocol: tcp, ports: [${PORT}], signature: { text: 'GET /secret' }, action: reset }
   - { name: closed-port, protocol: udp, ports: [${CLOSED_PORT}], action: drop }
 `
-const START_LIMIT_MS = 30_000
+const START_LIMIT_MS = 60_000
 /** A machine that is busy for a moment must count neither as a worker's death nor as the gateway's. */
 const CALM = { heartbeatLimitMs: 2000, health: { probe: { limitMs: 5000 } } }
 

@@ -4,7 +4,7 @@ import type { Output } from './cri.ts'
 import { type Scene, SERVER } from './scene.ts'
 
 export const PORT = 8080
-const START_LIMIT_MS = 30_000
+const START_LIMIT_MS = 60_000
 
 /** Where the web server outside is. */
 export const url = (path: string, host = SERVER) => `http://${host}:${PORT}${path}`
@@ -13,8 +13,8 @@ export const url = (path: string, host = SERVER) => `http://${host}:${PORT}${pat
 export const get = (pod: { exec(...command: string[]): Promise<Output> }, path: string, limitSeconds = 20) =>
   pod.exec('timeout', `${limitSeconds}`, 'wget', '-q', '-O', '-', url(path))
 
-/** What a shell in a pod does to send a datagram outside: busybox has nothing simpler than TFTP. */
-export const datagram = (port: number) => `timeout 1 tftp -g -r first -l /tmp/none ${SERVER} ${port}`
+/** What a shell in a pod does to send a datagram outside, some times: busybox has nothing simpler than TFTP. */
+export const datagram = (port: number) => `timeout 3 tftp -g -r first -l /tmp/none ${SERVER} ${port}`
 
 /** Starts the web server outside, which answers every request with its path; the function says who asked what so far. */
 export async function startServer(scene: Scene): Promise<() => string[]> {

@@ -2,6 +2,7 @@
 
 import { randomUUID } from 'node:crypto'
 import { join } from 'node:path'
+import { ip } from '../../src/os/netns.ts'
 import { type Containerd, IMAGE } from './containerd.ts'
 import type { Output, PodConfig } from './cri.ts'
 import type { Podman } from './podman.ts'
@@ -96,7 +97,7 @@ export async function byCtr(scene: Scene, { ctr, socket, image }: Containerd, ne
       }
       // go-cni calls a container by its containerd namespace and its name.
       const namespace = `/proc/${pid}/ns/net`
-      return { id: `default-${name}`, address: await addressBy(exec), namespace, exec, remove }
+      return { id: `default-${name}`, address: addressIn(namespace), namespace, exec, remove }
     },
   }
 }
@@ -123,9 +124,11 @@ export function byPodman(scene: Scene, { confDir, podman, run }: Podman, network
   }
 }
 
-async function addressBy(exec: Pod['exec']): Promise<string> {
-  const { stdout } = await exec('ip', '-4', '-o', 'address', 'show', 'eth0')
-  return /inet ([\d.]+)/.exec(stdout)?.[1] ?? ''
+// NB: as the kernel has it: an exec by ctr that fails says nothing, which would count as no address.
+function addressIn(namespace: string): string {
+  const [, address] = /inet ([\d.]+)/.exec(ip(['-4', '-o', 'address', 'show', 'eth0'], namespace)) ?? []
+  if (address === undefined) throw new Error(`no address at eth0 of ${namespace}`)
+  return address
 }
 
 // Clients that pass a program's status on only say what it printed.

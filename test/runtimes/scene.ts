@@ -240,7 +240,7 @@ export function kill(pid: number): void {
 export async function until<T>(
   what: string,
   condition: () => T | false | 0 | Promise<T | false | 0>,
-  limitMs = 30_000,
+  limitMs = 60_000,
 ): Promise<NonNullable<T>> {
   const end = Date.now() + limitMs
   for (;;) {
