@@ -8,9 +8,9 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     reporters: [new Skips(), 'default'],
     pool: 'forks',
-    // Against what never ends; a loaded machine takes ten times as long as a quiet one.
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
+    // Against what never ends: a loaded machine takes ten times as long as a quiet one.
+    testTimeout: 240_000,
+    hookTimeout: 240_000,
     expect: { poll: { timeout: 20_000 } },
   },
 })

@@ -87,7 +87,7 @@ describe('usage', () => {
 })
 
 describe('a run', () => {
-  it('writes results and page; what fell is measured once more and then is 1', { timeout: 120_000 }, () => {
+  it('writes results and page; what fell is measured once more and then is 1', () => {
     const first = file('first.jsonl', '')
     const page = file('page.html', '')
     const measure = ['wire', '--quick', '--rounds', '3', '--html', page]

@@ -16,13 +16,10 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { createNamespace, deleteNamespace, ip, listNamespaces, namespacePath } from '../../src/os/netns.ts'
 import { spawnPlugin } from './process.ts'
 import { type FakeDaemon, serveDaemon } from './world.ts'
-
-// NB: Go builds its own library here, and every step of a chain is a process of 100 MB.
-vi.setConfig({ testTimeout: 120_000 })
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const REFERENCE = '/usr/lib/cni'

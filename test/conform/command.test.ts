@@ -6,14 +6,12 @@ import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { junit } from '../../src/conform/report.ts'
 import type { Result } from '../../src/conform/run.ts'
 import { detour } from '../cli/run.ts'
 import { freePort } from '../gateway/ports.ts'
 import { type Endpoint, gateway, strange } from './endpoint.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 let directory: string
 const endpoints: Endpoint[] = []

@@ -3,13 +3,11 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, describe, expect, test, vi } from 'vitest'
+import { afterAll, describe, expect, test } from 'vitest'
 import type { Target } from '../../src/conform/case.ts'
 import { conformProfile } from '../../src/conform/profile.ts'
 import { CASES } from '../../src/conform/suite.ts'
 import { conform, type Endpoint, gateway, named, strange } from './endpoint.ts'
-
-vi.setConfig({ testTimeout: 240_000 })
 
 const directory = mkdtempSync(join(tmpdir(), 'detour-conform-'))
 afterAll(() => rmSync(directory, { recursive: true }))

@@ -33,7 +33,7 @@ async function writeAndDie(fd: number): Promise<void> {
 }
 
 describe('recoverFlowTable', () => {
-  it('every flow of a killed writer is found once, and the table goes on', { timeout: 60_000 }, async () => {
+  it('every flow of a killed writer is found once, and the table goes on', async () => {
     const { keys, hash } = makeFlows(4 * CAPACITY)
     const shared = createSharedFlowTable({ capacity: CAPACITY, tcpIdleMs: 1e9 })
     const { handle } = openFlowTable(shared)

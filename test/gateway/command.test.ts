@@ -6,13 +6,11 @@ import { once } from 'node:events'
 import { closeSync, constants, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { detour, start } from '../cli/run.ts'
 import { fixture } from './harness.ts'
 import cases from './packets.json' with { type: 'json' }
 import { freePort } from './ports.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 let directory: string
 const children: ChildProcess[] = []

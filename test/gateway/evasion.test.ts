@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { tunnelOf } from '../../src/cli/options.ts'
 import { asData } from '../../src/cli/replay.ts'
 import type { Policy } from '../../src/gateway/judge.ts'
@@ -20,8 +20,6 @@ import type { ReportData } from '../lab/accounts.ts'
 import { missing, title } from '../netns/support.ts'
 import { pcapOf } from '../pipeline/tshark.ts'
 import { type Came, type Gateway, gateway, type Verdict } from './evasion-gateway.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 const PYTHON = '/usr/bin/python3'
 const NAMESPACE = `dte${process.pid}`

@@ -6,7 +6,7 @@ import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { connectControl } from '../../src/control/client.ts'
 import type { FaultRow } from '../../src/control/source.ts'
 import { SETTINGS } from '../../src/device/faults.ts'
@@ -15,8 +15,6 @@ import { detour, start } from '../cli/run.ts'
 import { missing, title } from '../netns/support.ts'
 import cases from './packets.json' with { type: 'json' }
 import { freePort } from './ports.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 let directory: string
 let control: string

@@ -13,15 +13,13 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { afterAll, afterEach, describe, expect, it, vi } from 'vitest'
+import { afterAll, afterEach, describe, expect, it } from 'vitest'
 import { connectControl } from '../../src/control/client.ts'
 import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
 import { start } from '../cli/run.ts'
 import { missing, runIn, title, transfer } from '../netns/support.ts'
 import { said } from '../processes.ts'
 import { fixture } from './harness.ts'
-
-vi.setConfig({ testTimeout: 180_000 })
 
 const [CLIENT, SERVER, NODE, GATEWAY] = ['client', 'server', 'node', 'gateway'].map(role => `dtg${process.pid}-${role}`)
 const UPLINK = 'eth0'

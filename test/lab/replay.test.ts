@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { beforeAll, describe, expect, test, vi } from 'vitest'
+import { beforeAll, describe, expect, test } from 'vitest'
 import { tunnelOf } from '../../src/cli/options.ts'
 import { asData } from '../../src/cli/replay.ts'
 import { parseFaults } from '../../src/device/faults.ts'
@@ -12,8 +12,6 @@ import { ALLOW_ALL, parseRules } from '../../src/gateway/rules.ts'
 import { type ReplayOptions, runReplay } from '../../src/lab/replay.ts'
 import { captures, fields, fixture, missing, run, temporary, title } from '../device/captures.ts'
 import { dropsOf, expectBalance, type ReportData, verdictsOf } from './accounts.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 const HTTP = fixture('http.pcap')
 const HTTP6 = fixture('http-ipv6.pcapng')

@@ -4,7 +4,7 @@ import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../../src/control/package.ts'
 import { startNode } from '../../src/lab/faces.ts'
 import { attachmentId, buildTopology, cleanUp, leftOver, type Topology, whyNoLab } from '../../src/lab/topology.ts'
@@ -15,8 +15,6 @@ const reason = whyNoLab()
 const NODE = new URL('dist/src/lab/programs/node.js', packageRoot)
 const RUN = `t${process.pid}`
 const LIMIT_MS = 20_000
-
-vi.setConfig({ testTimeout: 120_000 })
 
 describe.skipIf(reason !== null)(`lab topology${reason === null ? '' : ` (skipped: ${reason})`}`, () => {
   let topology: Topology

@@ -118,7 +118,7 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
       expect(row(2).flows).toBeGreaterThan(0)
       const moved = new RegExp(`^endpoint gw-2 .* answers again; ${before[1].length} flows had moved`)
       await until(() => scene.log.some(line => moved.test(line)))
-    }, 120_000)
+    })
 
     it('where flows never move, those of a dead endpoint leak nothing (fail-closed), and go on when it is back', async () => {
       await scene.start({ endpoints: pool(), rebalance: 'never', failMode: 'closed' })
@@ -139,7 +139,7 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
       await scene.gateway(2)
       expect(await client.line('back')).toBe('back 40')
       expect((await flows()).map(sorted)).toEqual(before.map(sorted))
-    }, 120_000)
+    })
 
     it('one that drains keeps its flows and gets no new ones; one that is taken out loses its own only', async () => {
       await scene.start({ endpoints: pool() })
@@ -171,7 +171,7 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
       const six = [...pool(), { address: 'fd99::9', weight: 1, drain: false }]
       await expect(scene.node.setEndpoints(six)).rejects.toThrow(/endpoint fd99::9 and tunnel.local 10.99.0.1 differ/)
       expect(scene.node.source.endpoints!()).toHaveLength(3)
-    }, 120_000)
+    })
 
     it('ICMP echoes and TCP connections tell, too, where they are asked for', async () => {
       const every = { intervalMs: 50, limitMs: 2000 }
@@ -203,7 +203,7 @@ describe.skipIf(missing !== '' || !raw)(title(name), () => {
       )
       await (await scene.script(gatewayName(3), ACCEPT, gatewayAddress(3), 80)).line('ready')
       await until(() => row(3).state === 'up')
-    }, 120_000)
+    })
   })
 
   it.each([

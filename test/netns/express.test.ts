@@ -144,7 +144,7 @@ afterEach(async () => {
   remove()
 })
 
-describe.skipIf(missing !== '')(title('small packets on their express way'), { timeout: 120_000 }, () => {
+describe.skipIf(missing !== '')(title('small packets on their express way'), () => {
   it('takes small UDP over IPv4 and IPv6, whole and in order, and leaves TCP with the TAP', async () => {
     const log = await start('af-xdp')
     expect(log).toContain('small packets leave uplink by AF_XDP')

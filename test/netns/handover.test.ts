@@ -203,7 +203,7 @@ async function hang(pid: number, thread: string): Promise<void> {
   await start('', '/usr/bin/python3', '-c', HOLD, tid as string).line(/held/)
 }
 
-describe.skipIf(missing !== '')(title('two processes of a node'), { timeout: 120_000 }, () => {
+describe.skipIf(missing !== '')(title('two processes of a node'), () => {
   afterEach(async () => {
     for (const { all } of nodes) for (const pid of new Set(all.map(line => Number(line.split(' ')[0])))) kill(pid)
     for (const { gone } of nodes.splice(0)) await gone

@@ -228,7 +228,7 @@ describe.skipIf(missing !== '')(title('a hostile pod'), () => {
     expect(rows.length).toBeGreaterThan(0)
     const strangers = await gateway.source.flows({ limit: 5000, order: 'bytes', address: '10.244.0.77' })
     expect(strangers.rows).toEqual([])
-  }, 120_000)
+  })
 
   it('does not get past the gate by what a raw socket calls its packets', async () => {
     const calls = [0x0003, 0x88b5, 0x0806, 0x0800, 0x86dd, 0x8100]
@@ -237,7 +237,7 @@ describe.skipIf(missing !== '')(title('a hostile pod'), () => {
       await expectEnd('gateway', named('IPv6, as it should be'), protocol)
       await expectEnd('gate spoofed-address', named('IPv4 source of a stranger'), protocol)
     }
-  }, 120_000)
+  })
 
   it('does not get past the gate by the TAP beside its interface', async () => {
     const beside = new Sender(evil().namespace, 'dt-eth0')
@@ -267,7 +267,7 @@ describe.skipIf(missing !== '')(title('a hostile pod'), () => {
     const { rows } = await node.source.flows({ limit: 5000, order: 'bytes', attachment: evil().namespace })
     expect(rows).toHaveLength(200)
     expect(stagesOf(node, 'decide')[0].drops(DROP.FLOW_TABLE_FULL)).toBe(0)
-  }, 120_000)
+  })
 
   it('leaves the other pods alone when it sends everything at once', async () => {
     const pings = runIn(good().namespace, '/usr/bin/python3', '-c', PING, cluster.nodes[0].gateway4)
@@ -283,5 +283,5 @@ describe.skipIf(missing !== '')(title('a hostile pod'), () => {
         row[COLUMN.OUT_PACKETS] + stage.drops(),
       ])
     }
-  }, 120_000)
+  })
 })

@@ -24,12 +24,12 @@ describe.skipIf(missing !== '')(title('a hundred pods'), () => {
     const { namespace, address } = cluster.gateways[0]
     gateway = await startGateway({ profile: 'geneve', address, namespace, interface: 'eth0', policy: ALLOW_ALL })
     node = await cluster.nodes[0].start({ failMode: 'closed' }, { pods: [] })
-  }, 120_000)
+  })
   afterAll(async () => {
     await node?.stop()
     await gateway?.stop()
     cluster?.remove()
-  }, 120_000)
+  })
 
   it('are attached and served, and leave nothing behind', async () => {
     const { pods, namespace } = cluster.nodes[0]
@@ -63,5 +63,5 @@ describe.skipIf(missing !== '')(title('a hundred pods'), () => {
     // NB: the kernel lets go of a link that is pinned no more in a while of its own (bpf_link_put in kernel/bpf/syscall.c).
     await expect.poll(found, { timeout: 20_000 }).toEqual(before)
     await until(() => descriptors() <= open, 'the end of all descriptors')
-  }, 120_000)
+  })
 })

@@ -73,7 +73,7 @@ function checkAccounts(): void {
   }
 }
 
-describe.skipIf(missing !== '')(title('a node and the kernel VXLAN device'), { timeout: 120_000 }, () => {
+describe.skipIf(missing !== '')(title('a node and the kernel VXLAN device'), () => {
   afterEach(async () => {
     await node?.stop()
     node = undefined

@@ -2,7 +2,7 @@
 
 import { execFileSync } from 'node:child_process'
 import { closeSync } from 'node:fs'
-import { describe, expect, it, vi } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { steerFrames, steerTunnels } from '../../src/control/steering.ts'
 import { randomSeed } from '../../src/flow/hash.ts'
 import { type Steering, workerOfFrame, workerOfTunnel } from '../../src/flow/steering.ts'
@@ -13,8 +13,6 @@ import { openTap, quietTap } from '../../src/os/tun.ts'
 import { flows, packets } from '../flow/packets.ts'
 import { buildFrames, random } from '../wire/build.ts'
 import { missing, title } from './support.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 const needsRoot = process.getuid?.() === 0 ? '' : ' (skipped: needs root)'
 const ETHERNET = 14

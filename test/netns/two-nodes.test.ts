@@ -5,15 +5,13 @@ import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
 import { parseRules } from '../../src/gateway/rules.ts'
 import type { RunningNode } from '../../src/node/node.ts'
 import { inNamespace } from '../../src/os/netns.ts'
 import { buildCluster, type Cluster, until } from './cluster.ts'
 import { missing, runIn, title } from './support.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 const needs = missing !== '' ? missing : tools()
 

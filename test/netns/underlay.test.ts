@@ -2,15 +2,13 @@
 
 import { spawnSync } from 'node:child_process'
 import { closeSync } from 'node:fs'
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { openUnderlay, type Underlay, type UnderlayOptions } from '../../src/control/underlay.ts'
 import { addressOf, POLL, poll, read } from '../../src/os/libc.ts'
 import { linkInfo } from '../../src/os/link.ts'
 import { inNamespace, ipBatch } from '../../src/os/netns.ts'
 import { ALL_OFFLOADS, OFFLOADS, openTap } from '../../src/os/tun.ts'
 import { HOST4, HOST6, listing, missing, POD4, POD6, Probe, runIn, start, title, transfer, wire } from './support.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 interface Report {
   out: number

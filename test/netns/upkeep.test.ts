@@ -4,7 +4,7 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
 import { existsSync, rmSync, writeFileSync } from 'node:fs'
-import { afterEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, describe, expect, it } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
 import { ALLOW_ALL } from '../../src/gateway/rules.ts'
@@ -16,8 +16,6 @@ import { deleteLink, linkInfo } from '../../src/os/link.ts'
 import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { said } from '../processes.ts'
 import { missing, runIn, title } from './support.ts'
-
-vi.setConfig({ testTimeout: 240_000 })
 
 const PODS = ['dth-pod', 'dth-pod2']
 const [POD, POD2] = PODS

@@ -1,12 +1,10 @@
 // The watch over interfaces, against what iproute2 does to them.
 
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { LinkWatch } from '../../src/node/watch.ts'
 import { deleteLink, linkInfo } from '../../src/os/link.ts'
 import { createNamespace, deleteNamespace, ip, ipBatch, tc } from '../../src/os/netns.ts'
 import { missing, title } from './support.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 describe.skipIf(missing !== '')(title('link watch'), () => {
   const here = 'dth-watch'

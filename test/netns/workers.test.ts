@@ -2,7 +2,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
-import { afterEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, describe, expect, it } from 'vitest'
 import type { OffloadRung } from '../../src/control/config.ts'
 import { configSchema } from '../../src/control/config.ts'
 import { DROP } from '../../src/drop.ts'
@@ -13,8 +13,6 @@ import { type NodeOptions, type RunningNode, startNode } from '../../src/node/no
 import { createNamespace, deleteNamespace, inNamespace, ipBatch } from '../../src/os/netns.ts'
 import { said } from '../processes.ts'
 import { listing, missing, Probe, runIn, title, transfer } from './support.ts'
-
-vi.setConfig({ testTimeout: 180_000 })
 
 const PODS = ['dtf-pod', 'dtf-pod2']
 const [POD, POD2] = PODS

@@ -2,7 +2,7 @@
 // against a gateway of the same rung.
 
 import { execFileSync, spawn } from 'node:child_process'
-import { afterEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, describe, expect, it } from 'vitest'
 import { configSchema } from '../../src/control/config.ts'
 import { DROP } from '../../src/drop.ts'
 import { type RunningGateway, startGateway } from '../../src/gateway/gateway.ts'
@@ -14,8 +14,6 @@ import { close, interfaceIndex, must } from '../../src/os/libc.ts'
 import { createNamespace, deleteNamespace, inNamespace, ip, ipBatch } from '../../src/os/netns.ts'
 import { said } from '../processes.ts'
 import { connectByVxlan, missing, Probe, program, runIn, title, transfer } from './support.ts'
-
-vi.setConfig({ testTimeout: 180_000 })
 
 const POD = 'dtL-pod'
 const NODE = 'dtL-node'

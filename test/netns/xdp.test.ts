@@ -2,7 +2,7 @@
 // interfaces left as found.
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { afterAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeEach, describe, expect, it } from 'vitest'
 import { everything, tunnelPackets } from '../../src/control/xdp-programs.ts'
 import { openXdpUplink } from '../../src/control/xdp-uplink.ts'
 import { CAPABILITY } from '../../src/device/device.ts'
@@ -35,8 +35,6 @@ import { address, frame as build, type Inner } from '../pipeline/packets.ts'
 import { plainSum } from '../pipeline/super.ts'
 import { said } from '../processes.ts'
 import { missing, Probe, runIn, start, title } from './support.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 const SMALL = 1024
 const LARGE = 32

@@ -39,7 +39,7 @@ describe('in the frames that scapy built', () => {
 describe.skipIf(missing !== undefined)(`with tshark, tcpdump and scapy at hand${without}`, () => {
   it('the fixtures are what they build and read', () => {
     expect(oracle('build')).toEqual(FIXTURES)
-  }, 120_000)
+  })
 
   it('tshark reads in 400 frames of ours what we wrote, and finds every checksum right', () => {
     const frames = buildFrames(400, 20261121)
@@ -59,7 +59,7 @@ describe.skipIf(missing !== undefined)(`with tshark, tcpdump and scapy at hand${
     } finally {
       rmSync(folder, { recursive: true })
     }
-  }, 60_000)
+  })
 })
 
 /** tcpdump's words for the same thing: the VNI of GENEVE in hexadecimal, VXLAN's packet on a line of its own. */

@@ -5,10 +5,7 @@ import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, 
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterEach, vi } from 'vitest'
-
-// NB: where it was not done before, Go builds libcni and its own library first.
-vi.setConfig({ testTimeout: 180_000 })
+import { afterEach } from 'vitest'
 
 const here = fileURLToPath(new URL('.', import.meta.url))
 export const FIXTURES = fileURLToPath(new URL('../../../fixtures/conflists', import.meta.url))

@@ -3,15 +3,13 @@
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
-import { describe, expect, it, vi } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { tunnelOf } from '../../../src/cli/options.ts'
 import { DROP } from '../../../src/drop.ts'
 import { ALLOW_ALL } from '../../../src/gateway/rules.ts'
 import { parseRules } from '../../../src/gateway/suricata/parse.ts'
 import { runReplay } from '../../../src/lab/replay.ts'
 import { type Asked, byEngine, byTshark } from './seen.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 const CAPTURES = new URL('../../../fixtures/captures/', import.meta.url).pathname
 const FILES = ['', 'dnscap/', 'gopacket/', 'ndpi/', 'tcpdump/'].flatMap(folder =>

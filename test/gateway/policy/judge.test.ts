@@ -5,14 +5,12 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { tunnelOf } from '../../../src/cli/options.ts'
 import { asData } from '../../../src/cli/replay.ts'
 import type { Denial } from '../../../src/gateway/judge.ts'
 import { runReplay } from '../../../src/lab/replay.ts'
 import { dropsOf, type ReportData } from '../../lab/accounts.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 const PYTHON = '/usr/bin/python3'
 const missing = spawnSync(PYTHON, ['-c', 'import scapy']).status !== 0 || spawnSync('tshark', ['-v']).status !== 0

@@ -6,11 +6,9 @@ import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { detour, start } from '../../cli/run.ts'
 import { freePort } from '../ports.ts'
-
-vi.setConfig({ testTimeout: 120_000 })
 
 let folder: string
 const children: ChildProcess[] = []

@@ -5,13 +5,11 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { tunnelOf } from '../../../src/cli/options.ts'
 import { ALLOW_ALL } from '../../../src/gateway/rules.ts'
 import { readRuleFiles } from '../../../src/gateway/suricata/parse.ts'
 import { runReplay } from '../../../src/lab/replay.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 const PYTHON = '/usr/bin/python3'
 const missing = spawnSync(PYTHON, ['-c', 'import scapy']).status !== 0 || spawnSync('suricata', ['-V']).status !== 0
