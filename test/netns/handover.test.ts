@@ -181,7 +181,8 @@ async function stream(): Promise<{ flows(): Promise<void> }> {
 /** Packets of the pod that left it as they were: none was for the tunnel. */
 async function watch(): Promise<{ leaked(): Promise<string[]>; sees(): Promise<string> }> {
   const filter = ['ip', 'and', 'src', '10.244.0.2']
-  const args = ['--immediate-mode', '-lnni', 'pod', ...filter]
+  // NB: in this mode there is room for eight packets unless they are cut off.
+  const args = ['--immediate-mode', '-s', '128', '-B', '16384', '-lnni', 'pod', ...filter]
   const child = inNamespace(NODE, () => spawn('tcpdump', args, { stdio: ['ignore', 'pipe', 'pipe'] }))
   children.push(child)
   const dump = new Lines(child)

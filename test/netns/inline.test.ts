@@ -150,7 +150,8 @@ class Scene {
     const file = join(this.folder, 'wire.pcap')
     const [{ namespace, address }] = this.cluster.gateways
     const filter = ['udp', 'port', '6081', 'or', 'udp', 'port', '9']
-    const args = ['-U', '--immediate-mode', '-i', 'eth0', '-w', file, ...filter]
+    // NB: in this mode there is room for eight packets otherwise.
+    const args = ['-U', '--immediate-mode', '-B', '65536', '-i', 'eth0', '-w', file, ...filter]
     const tcpdump = await begin(namespace, /listening on/, 'tcpdump', ...args)
     this.programs.push(tcpdump)
     let ended = false

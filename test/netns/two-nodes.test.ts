@@ -137,6 +137,9 @@ describe.skipIf(needs !== '')(needs === '' ? 'two nodes' : title(`two nodes (ski
           'tcpdump',
           '-U',
           '--immediate-mode',
+          // NB: in this mode there is room for eight packets otherwise.
+          '-B',
+          '65536',
           '-i',
           'eth0',
           '-w',

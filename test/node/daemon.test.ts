@@ -57,15 +57,15 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
   beforeAll(async () => {
     scene = new DaemonScene('dtd', 8)
     await scene.startGateway(RULES)
-  }, 120_000)
+  })
 
   afterEach(async () => {
     for (const probe of probes.splice(0)) probe.close()
     await daemon?.end('SIGTERM')
     await scene.clean()
-  }, 120_000)
+  })
 
-  afterAll(async () => scene?.close(), 120_000)
+  afterAll(async () => scene?.close())
 
   it('finds its uplink, serves a private socket, attaches, and leaves a pod as it was', async () => {
     scene.configure(CALM)
@@ -88,7 +88,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     expect(reaches(0, CLOSED)).toBe(true)
     expect(scene.records()).toEqual([])
     expect(existsSync(`${PIN_DIRECTORY}/${id}`)).toBe(false)
-  }, 120_000)
+  })
 
   it('is killed and started again: pods are protected meanwhile, and what ended meanwhile is forgotten', async () => {
     scene.configure({ ...CALM, heartbeatLimitMs: 1000 })
@@ -109,7 +109,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     expect(arrives(0, CLOSED)).toBe(false)
     expect(daemon.log()).toMatch(/kube-system\/web-1: eth0 detached: its network namespace .* is gone/)
     expect(scene.records()).toHaveLength(1)
-  }, 120_000)
+  })
 
   it('SIGTERM leaves attachments under their fail mode; --clean takes all away, when no daemon runs', async () => {
     scene.configure({ ...CALM, failMode: 'open' })
@@ -127,7 +127,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     expect(said).toContain('default/web-0: eth0 is as it was')
     expect([0, 1].map(pod => listing(scene.pods[pod], 'eth0'))).toEqual(before)
     expect(existsSync(`${PIN_DIRECTORY}/${attachmentId(scene.request(0))}`)).toBe(false)
-  }, 120_000)
+  })
 
   it('SIGHUP and the control operation take over what can change, and nothing of a file with faults', async () => {
     scene.configure(CALM)
@@ -163,7 +163,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     scene.configure(CALM)
     expect(reaches(0, CLOSED)).toBe(true)
     expect(reaches(0, OPEN)).toBe(true)
-  }, 120_000)
+  })
 
   it('what the node opens toward a pod is not steered, unless the configuration says so', async () => {
     scene.configure(CALM)
@@ -180,7 +180,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     await expect.poll(() => again.send(), WAIT).toBe(true)
     const verdicts = async () => (await scene.ask('flows', { limit: 10, order: 'idle', port: CLOSED + 10 })).rows
     expect((await verdicts()).map(({ verdict }) => verdict)).toEqual(['steer'])
-  }, 120_000)
+  })
 
   it('a port for metrics that is taken, as by a process that dies, is tried again', async () => {
     const listen = 'require("net").createServer().listen(9469, "127.0.0.1", () => console.log("listens"))'
@@ -197,7 +197,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     }
     await daemon.said('metrics at http://127.0.0.1:9469')
     expect(daemon.log().split('no metrics: ')).toHaveLength(2)
-  }, 120_000)
+  })
 
   it('two runtimes at once: eight pods by eight clients, each served once', async () => {
     scene.configure(CALM)
@@ -211,7 +211,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     expect((await scene.ask('collect', { network: 'cluster', valid: keep })).removed).toHaveLength(6)
     await Promise.all(pods.map(pod => scene.ask('detach', scene.key(pod))))
     expect([await rows(), scene.records()]).toEqual([[], []])
-  }, 120_000)
+  })
 
   it('a path that comes to name another pod’s namespace, as that of a process may, is not followed there', async () => {
     scene.configure(CALM)
@@ -235,7 +235,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     } finally {
       for (const _ of [0, 1]) execFileSync('umount', [path])
     }
-  }, 120_000)
+  })
 
   it('enters a namespace that a runtime names by a process with more capabilities than its own', async () => {
     scene.configure(CALM)
@@ -253,7 +253,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
       await scene.ask('detach', scene.key(2))
       sleeper.kill()
     }
-  }, 120_000)
+  })
 
   it('has no more capabilities than it lists, in any thread; says which one is missing and what for', async () => {
     scene.configure(CALM)
@@ -269,7 +269,7 @@ describe.skipIf(missing !== '')(title('detour node'), () => {
     const poor = scene.launch({}, ['setpriv', '--bounding-set', '-net_admin', '--inh-caps', '-net_admin'])
     expect(await poor.ended).toBe(1)
     expect(poor.log()).toMatch(/missing: CAP_NET_ADMIN \(TAP devices and BPF programs on interfaces\); run as root/)
-  }, 120_000)
+  })
 
   it('tells systemd: ready, reloading, ready again, alive, stopping', async () => {
     scene.configure(CALM)
@@ -297,7 +297,7 @@ while True: print(s.recv(4096).decode().replace('\\n', ' '), flush=True)`
     } finally {
       manager.kill()
     }
-  }, 120_000)
+  })
 
   it('two processes: the partner serves, is told by SIGHUP, and is replaced when it dies; SIGTERM ends both', async () => {
     scene.configure({ ...CALM, standby: true })
@@ -329,7 +329,7 @@ while True: print(s.recv(4096).decode().replace('\\n', ' '), flush=True)`
     expect(await daemon.end('SIGTERM')).toBe(0)
     await expect.poll(() => existsSync(`/proc/${last}/stat`), WAIT).toBe(false)
     expect(scene.records()).toHaveLength(1)
-  }, 180_000)
+  })
 
   it('an upgrade: a second daemon takes over from the first, which ends', async () => {
     scene.configure(CALM)
@@ -342,7 +342,7 @@ while True: print(s.recv(4096).decode().replace('\\n', ' '), flush=True)`
     expect(arrives(0, CLOSED)).toBe(false)
     expect(reaches(0, OPEN)).toBe(true)
     await attach(1)
-  }, 120_000)
+  })
 
   it('stands garbage, oversize frames, slow writers and a crowd on its socket', async () => {
     scene.configure(CALM)
@@ -364,7 +364,7 @@ while True: print(s.recv(4096).decode().replace('\\n', ' '), flush=True)`
     })
     expect(reaches(0, OPEN)).toBe(true)
     expect(await scene.ask('attach', scene.request(1))).toMatchObject({ inspected: true })
-  }, 120_000)
+  })
 })
 
 describe('detour node, as a command', () => {
@@ -392,5 +392,5 @@ describe('detour node, as a command', () => {
     } finally {
       rmSync(folder, { recursive: true })
     }
-  }, 120_000)
+  })
 })

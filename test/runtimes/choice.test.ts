@@ -3,7 +3,7 @@
 
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { PLUGIN } from '../../src/cni/install/entry.ts'
 import { detour } from '../../src/lab/process.ts'
 import { type Containerd, startContainerd } from './containerd.ts'
@@ -24,8 +24,6 @@ import { byCri, type Pod, type Runtime } from './pods.ts'
 import type { CniVersion, Network, Plugin } from './primaries.ts'
 import { buildScene, type Scene, until } from './scene.ts'
 import { watchTunnel } from './watching.ts'
-
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 const PORTMAP: Plugin = { type: 'portmap', capabilities: { portMappings: true } }
 
