@@ -11,6 +11,6 @@ export default defineConfig({
     // Against what never ends: a loaded machine takes ten times as long as a quiet one.
     testTimeout: 240_000,
     hookTimeout: 240_000,
-    expect: { poll: { timeout: 20_000 } },
+    expect: { poll: { timeout: 60_000 } },
   },
 })

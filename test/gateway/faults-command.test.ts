@@ -165,7 +165,7 @@ describe('detour fault', () => {
     const lost = async (seed: string) => {
       const running = await gateway('--fault', 'drop=40%', '--seed', seed)
       await running.send(...count(0, 50))
-      await expect.poll(throughFaults, { timeout: 20_000 }).toEqual([50])
+      await expect.poll(throughFaults).toEqual([50])
       // What is behind them shows that all are through.
       await running.fault('clear')
       await running.send(99)
@@ -174,9 +174,7 @@ describe('detour fault', () => {
       const drops = async () =>
         JSON.parse((await detour(['show', 'drops', '--json', '--socket', control])).stdout).drops
       // Workers publish their counters now and then.
-      await expect
-        .poll(drops, { timeout: 20_000 })
-        .toMatchObject([{ stage: 'faults transmit', reason: 'fault', packets: 51 - back.length }])
+      await expect.poll(drops).toMatchObject([{ stage: 'faults transmit', reason: 'fault', packets: 51 - back.length }])
       running.child.kill('SIGTERM')
       await once(running.child, 'close')
       return back
@@ -386,7 +384,7 @@ describe.skipIf(missing !== '')(title('several workers'), () => {
     expect((await all).sort((a, b) => a - b)).toEqual(count(0, 64).flatMap(n => [n, n]))
     expect(await running.fault('list')).toMatchObject([{ packets: 64 }])
     const each = async () => (await throughFaults()).map(packets => packets > 0)
-    await expect.poll(each, { timeout: 20_000 }).toEqual([true, true])
+    await expect.poll(each).toEqual([true, true])
     await running.fault('clear')
     expect(await running.exchange([7])).toHaveLength(1)
   })

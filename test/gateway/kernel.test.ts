@@ -207,7 +207,7 @@ describe.skipIf(missing !== '')(title('gateway and kernel'), () => {
       // The server's end of that connection is gone too: only those that were dropped without a word are left.
       const left = async () =>
         (await runIn(SERVER, 'ss', '-Htn', 'state', 'established')).trim().split('\n').filter(Boolean)
-      await expect.poll(async () => (await left()).length, { timeout: 20_000 }).toBeLessThanOrEqual(2)
+      await expect.poll(async () => (await left()).length).toBeLessThanOrEqual(2)
       const { drops, stages } = await gateway.stop()
       for (const { stage, inPackets, outPackets, created, drops: dropped } of stages)
         if (!stage.startsWith('tap')) expect(inPackets + created, stage).toBe(outPackets + dropped)
@@ -268,7 +268,7 @@ describe.skipIf(missing !== '')(title('gateway and kernel'), () => {
     const { errors } = stages.find(({ stage }) => stage === 'faults transmit')!
     expect(errors).toBeGreaterThan(0)
     // The kernel may still have some of them in its queues.
-    await expect.poll(() => wrongChecksums(NODE), { timeout: 20_000 }).toBe(errors)
+    await expect.poll(() => wrongChecksums(NODE)).toBe(errors)
     expect([await wrongChecksums(SERVER), await wrongChecksums(CLIENT)]).toEqual([0, 0])
   })
 })

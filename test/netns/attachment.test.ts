@@ -96,7 +96,7 @@ describe.skipIf(missing !== '')(title('attachment'), () => {
   }
 
   // NB: the kernel lets go of a link that is pinned no more in a while of its own (bpf_link_put in kernel/bpf/syscall.c).
-  const expectFound = (found: string) => expect.poll(() => listing(wired.pod, 'eth0'), { timeout: 10_000 }).toBe(found)
+  const expectFound = (found: string) => expect.poll(() => listing(wired.pod, 'eth0')).toBe(found)
 
   beforeAll(() => {
     wired = wire('dtc-att')

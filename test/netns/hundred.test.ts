@@ -61,7 +61,7 @@ describe.skipIf(missing !== '')(title('a hundred pods'), () => {
     expect(pins()).toEqual([])
     expect(await node.source.attachments()).toEqual([])
     // NB: the kernel lets go of a link that is pinned no more in a while of its own (bpf_link_put in kernel/bpf/syscall.c).
-    await expect.poll(found, { timeout: 20_000 }).toEqual(before)
+    await expect.poll(found).toEqual(before)
     await until(() => descriptors() <= open, 'the end of all descriptors')
   })
 })

@@ -100,8 +100,8 @@ describe.skipIf(missing !== '')(title('a node and the kernel VXLAN device'), () 
         checkAccounts()
         node = undefined
         // NB: the kernel lets go of a link that is pinned no more in a while of its own (bpf_link_put in kernel/bpf/syscall.c).
-        await expect.poll(() => look(NODE, 'uplink'), { timeout: 10_000 }).toBe(before)
-        await expect.poll(() => look(POD, 'eth0'), { timeout: 10_000 }).toBe(podBefore)
+        await expect.poll(() => look(NODE, 'uplink')).toBe(before)
+        await expect.poll(() => look(POD, 'eth0')).toBe(podBefore)
       })
     }
   }

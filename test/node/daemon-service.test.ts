@@ -35,7 +35,6 @@ import { fakeSource } from '../control/fake.ts'
 const missing = process.getuid?.() !== 0 ? 'needs root' : ''
 const A = `dtd-a-${process.pid}`
 const B = `dtd-b-${process.pid}`
-const WAIT = { timeout: 20_000 }
 const folder = mkdtempSync(join(tmpdir(), 'dtd-service-'))
 
 /** Of one test. */
@@ -184,7 +183,7 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
       second.ask('detach', { containerId: 'c0ffee', ifname: 'eth0', netns: '' }),
       (await connectControl(server.path)).ask('attach', another('other')),
     ]
-    await expect.poll(() => node.events, WAIT).toContain(`attach ${other}`)
+    await expect.poll(() => node.events).toContain(`attach ${other}`)
     expect(node.events).toContain(`attach ${same}`)
     open()
     await Promise.all(asked)
@@ -228,7 +227,7 @@ describe.skipIf(missing !== '')(`the daemon's operations${missing && ` (skipped:
     const asked = expect(client.ask('attach', request({ netns: `/run/netns/${gone}` }))).rejects.toThrow(
       /went away meanwhile/,
     )
-    await expect.poll(() => node.events.length, WAIT).toBe(1)
+    await expect.poll(() => node.events.length).toBe(1)
     deleteNamespace(gone)
     open()
     await asked
